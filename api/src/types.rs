@@ -1,0 +1,203 @@
+//! Requests and responses, one type per resource.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use uuid::Uuid;
+use wire::MacAddr;
+
+/// `GET /v1/networks`, `GET /v1/networks/{name or uuid}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NetworkInfo {
+    pub name: String,
+    pub uuid: Uuid,
+    pub title: Option<String>,
+    pub active: bool,
+    pub persistent: bool,
+    pub autostart: bool,
+    /// `nat`, `route`, `open`, `isolated` or `bridge`.
+    pub mode: String,
+    /// The gateway interface, or the Linux bridge of `bridge` mode; known while active, and
+    /// before when the definition names it.
+    pub bridge: Option<String>,
+    /// Number of ports, up or not.
+    pub ports: usize,
+    /// What the last define or start warned about.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+/// `GET /v1/networks/{network}/leases`: one current DHCP lease.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Lease {
+    /// Unix seconds; absent when the lease never expires.
+    pub expiry: Option<u64>,
+    #[schema(value_type = String)]
+    pub mac: MacAddr,
+    /// `ipv4` or `ipv6`.
+    pub protocol: String,
+    #[schema(value_type = String)]
+    pub ip: IpAddr,
+    pub prefix: u8,
+    pub hostname: Option<String>,
+    /// Colon-separated hexadecimal, as virsh prints it.
+    pub client_id: Option<String>,
+    /// Name of the port through which the lease was taken, while that port exists.
+    pub port: Option<String>,
+}
+
+/// What a port is on the outside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum PortKind {
+    /// We listen on a Unix socket; a VMM connects.
+    VhostUser {
+        /// Group that may connect, by name or number; the socket's mode is 0660.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        group: Option<String>,
+        /// Pairs of queues offered, 1 to 128.
+        #[serde(default = "one")]
+        queue_pairs: u16,
+    },
+    /// A TAP inside a network namespace (by name in /run/netns, or by path).
+    Namespace { netns: String, ifname: String },
+    /// A TAP in the daemon's own namespace, for a VMM that opens it or for the host itself.
+    Tap { ifname: String },
+    /// An existing host interface, through AF_PACKET.
+    Packet { ifname: String },
+}
+
+fn one() -> u16 {
+    1
+}
+
+/// Forwarding settings of a port. Absent fields take the network's (its `<portgroup>`, `<vlan>`
+/// and `<port isolated>`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PortProfile {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub portgroup: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<Vlan>,
+    /// Isolated ports do not exchange frames with each other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isolated: Option<bool>,
+}
+
+/// VLAN membership of a port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Vlan {
+    /// Untagged on the wire, this VLAN inside. Tagged frames are refused.
+    Access(u16),
+    /// Tagged frames of these VLANs (all when empty); untagged ones belong to `native`.
+    Trunk {
+        #[serde(default)]
+        native: Option<u16>,
+        #[serde(default)]
+        allowed: Vec<u16>,
+    },
+}
+
+/// `POST /v1/networks/{network}/ports`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PortAdd {
+    /// `[A-Za-z0-9][A-Za-z0-9_.-]{0,31}`, unique in the daemon.
+    pub name: String,
+    #[serde(default)]
+    pub uuid: Option<Uuid>,
+    pub port: PortKind,
+    /// The guest's MAC; generated when absent (52:54:00 and random).
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub mac: Option<MacAddr>,
+    #[serde(default)]
+    pub profile: PortProfile,
+}
+
+/// `GET /v1/ports`, `GET /v1/ports/{name or uuid}`, `GET /v1/networks/{network}/ports`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PortInfo {
+    pub name: String,
+    pub uuid: Uuid,
+    /// Name of the network.
+    pub network: String,
+    pub port: PortKind,
+    #[schema(value_type = String)]
+    pub mac: MacAddr,
+    pub profile: PortProfile,
+    pub state: PortState,
+    /// Why the state is `quarantined`, `gone` or `error`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Socket of a vhost-user port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub socket: Option<PathBuf>,
+    /// MTU of the network, for the guest.
+    pub mtu: u32,
+}
+
+/// Live state of a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum PortState {
+    /// The network is not active.
+    Down,
+    /// A vhost-user socket without a frontend.
+    Listening,
+    /// Frames flow.
+    Up,
+    /// The namespace or the host interface has gone away.
+    Gone,
+    /// The peer broke a rule; it may reconnect.
+    Quarantined,
+    /// It could not be set up.
+    Error,
+}
+
+/// `GET /v1/ports/{port}/stats`: counters since the port came up. `rx` is from the guest into
+/// the switch, `tx` from the switch to the guest.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PortStats {
+    pub rx_packets: u64,
+    pub rx_bytes: u64,
+    pub tx_packets: u64,
+    pub tx_bytes: u64,
+    /// Frames not delivered, by reason; only reasons that occurred.
+    pub drops: BTreeMap<String, u64>,
+}
+
+/// `GET /v1/networks/{network}/fdb`: one entry of the forwarding database.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FdbEntry {
+    pub port: String,
+    /// 0: untagged.
+    pub vlan: u16,
+    #[schema(value_type = String)]
+    pub mac: MacAddr,
+    /// Seconds since last seen; absent for a static entry.
+    pub age: Option<u64>,
+}
+
+/// `GET /v1/instance`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct InstanceInfo {
+    pub name: String,
+    pub version: String,
+    pub pid: u32,
+    /// Revision of the whole state; every change adds one (also the ETag of collections).
+    pub revision: u64,
+    pub workers: usize,
+}
+
+/// `PUT /v1/networks/{network}/autostart`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Autostart {
+    pub autostart: bool,
+}

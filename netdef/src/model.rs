@@ -1,0 +1,257 @@
+//! The network model: what libvirt's `<network>` element says, in types.
+//!
+//! Every field is what the document said (or its absence); defaults that libvirt applies only when
+//! it acts (a generated UUID, MAC or bridge name) are applied by the daemon, not here.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use uuid::Uuid;
+use wire::MacAddr;
+
+/// One libvirt network (`<network>`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Network {
+    pub name: String,
+    pub uuid: Option<Uuid>,
+    pub title: Option<String>,
+    pub description: Option<String>,
+    /// The `<metadata>` element, verbatim.
+    pub metadata: Option<String>,
+    pub forward: Forward,
+    pub bridge: Bridge,
+    pub mtu: Option<u32>,
+    pub mac: Option<MacAddr>,
+    pub domain: Option<Domain>,
+    pub dns: Dns,
+    pub vlan: Option<Vlan>,
+    /// `<port isolated='yes'/>`
+    pub port_isolated: Option<bool>,
+    pub ips: Vec<Ip>,
+    pub routes: Vec<Route>,
+    pub virtualport: Option<VirtualPort>,
+    pub portgroups: Vec<PortGroup>,
+    /// Elements that are not modelled yet, verbatim, written back where libvirt would put them.
+    pub unmodelled: Vec<Unmodelled>,
+}
+
+/// How guests reach the outside. No `<forward>` element, or `mode='none'`, is isolated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ForwardMode {
+    Isolated,
+    Nat,
+    Route,
+    Open,
+    Bridge,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forward {
+    pub mode: ForwardMode,
+    /// Egress device of `nat` and `route`; uplink host interface of `bridge`.
+    pub dev: Option<String>,
+    pub nat: Option<Nat>,
+}
+
+/// `<nat>`: `ipv6='yes'` and the pools of source addresses and ports.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Nat {
+    pub ipv6: Option<bool>,
+    pub addresses: Option<(Ipv4Addr, Ipv4Addr)>,
+    pub ports: Option<(u16, u16)>,
+}
+
+/// `<bridge>`. For `bridge` mode the name is an existing Linux bridge; otherwise it names the
+/// gateway interface (a template when it contains `%d`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bridge {
+    pub name: Option<String>,
+    pub stp: Option<bool>,
+    pub delay: Option<u32>,
+    pub zone: Option<String>,
+    pub mac_table_manager: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Domain {
+    pub name: String,
+    pub local_only: Option<bool>,
+    pub register: Option<bool>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dns {
+    /// Absent means yes.
+    pub enable: Option<bool>,
+    pub forward_plain_names: Option<bool>,
+    pub forwarders: Vec<Forwarder>,
+    pub txts: Vec<Txt>,
+    pub srvs: Vec<Srv>,
+    pub hosts: Vec<DnsHost>,
+}
+
+/// `<forwarder>`: at least one of the two is present.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forwarder {
+    pub domain: Option<String>,
+    pub addr: Option<IpAddr>,
+    pub port: Option<u16>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Txt {
+    pub name: String,
+    pub value: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Srv {
+    pub service: String,
+    pub protocol: String,
+    pub domain: Option<String>,
+    pub target: Option<String>,
+    pub port: Option<u16>,
+    pub priority: Option<u16>,
+    pub weight: Option<u16>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DnsHost {
+    pub ip: IpAddr,
+    pub hostnames: Vec<String>,
+}
+
+/// `<vlan>`: one tag is an access VLAN, several (or `trunk='yes'`) a trunk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vlan {
+    pub trunk: bool,
+    pub tags: Vec<VlanTag>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VlanTag {
+    pub id: u16,
+    pub native_mode: Option<NativeMode>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NativeMode {
+    Tagged,
+    Untagged,
+}
+
+/// `<ip>`: an address of the gateway and the services on its prefix.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ip {
+    /// Gateway address and prefix length; see [`IpNet::addr`] and [`IpNet::trunc`].
+    pub net: IpNet,
+    /// How the prefix was written, so that it is written back the same way.
+    pub notation: PrefixNotation,
+    /// The `family` attribute was present.
+    pub family_written: bool,
+    pub local_ptr: Option<bool>,
+    pub tftp_root: Option<String>,
+    pub dhcp: Option<Dhcp>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PrefixNotation {
+    Netmask,
+    Prefix,
+    /// Neither attribute: IPv4 classful, IPv6 /64.
+    Absent,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dhcp {
+    pub ranges: Vec<DhcpRange>,
+    pub hosts: Vec<DhcpHost>,
+    pub bootp: Option<Bootp>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DhcpRange {
+    pub start: IpAddr,
+    pub end: IpAddr,
+    pub lease: Option<LeaseTime>,
+}
+
+/// `<host>`: IPv4 has `mac` or `name`, IPv6 `id` (DUID) or `name`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DhcpHost {
+    pub mac: Option<MacAddr>,
+    pub id: Option<String>,
+    pub name: Option<String>,
+    pub ip: IpAddr,
+    pub lease: Option<LeaseTime>,
+}
+
+/// `<lease expiry unit>`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseTime {
+    pub expiry: u32,
+    pub unit: LeaseUnit,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeaseUnit {
+    Seconds,
+    Minutes,
+    Hours,
+}
+
+impl LeaseTime {
+    /// `None` is an infinite lease (`expiry='0'`).
+    #[must_use]
+    pub fn duration(self) -> Option<Duration> {
+        let unit = match self.unit {
+            LeaseUnit::Seconds => 1,
+            LeaseUnit::Minutes => 60,
+            LeaseUnit::Hours => 3600,
+        };
+        (self.expiry != 0).then(|| Duration::from_secs(u64::from(self.expiry) * unit))
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bootp {
+    pub file: String,
+    pub server: Option<IpAddr>,
+}
+
+/// `<route>`: a static route on the host through a guest of the network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    pub net: IpNet,
+    pub notation: PrefixNotation,
+    pub family_written: bool,
+    pub gateway: IpAddr,
+    pub metric: Option<u32>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VirtualPort {
+    pub kind: Option<String>,
+    /// Attributes of `<parameters>`, in document order.
+    pub parameters: Vec<(String, String)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortGroup {
+    pub name: String,
+    pub default: bool,
+    pub trust_guest_rx_filters: Option<bool>,
+    pub vlan: Option<Vlan>,
+    pub virtualport: Option<VirtualPort>,
+    /// Not modelled children, verbatim.
+    pub unmodelled: Vec<Unmodelled>,
+}
+
+/// An element kept as it was: its parent's path, its name and its source text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unmodelled {
+    pub parent: String,
+    pub name: String,
+    pub xml: String,
+}
