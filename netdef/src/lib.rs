@@ -1,2 +1,14 @@
-//! The network model: libvirt network XML in, validated types, libvirt's canonical XML out. No I/O.
+//! The network model: libvirt network XML in, validated types, libvirt's canonical XML out.
+//!
+//! The daemon and the tools call [`parse`] on what users wrote and [`to_xml`] for what they read
+//! and for what is stored. No I/O, no clock, no randomness: a missing UUID, MAC or bridge name
+//! stays missing until the daemon fills it in.
+
+mod error;
 pub mod model;
+mod read;
+mod write;
+
+pub use error::{Error, ErrorKind, Warning};
+pub use read::{MAX_DOCUMENT, Parsed, parse};
+pub use write::to_xml;

@@ -3,6 +3,7 @@
 //! Every field is what the document said (or its absence); defaults that libvirt applies only when
 //! it acts (a generated UUID, MAC or bridge name) are applied by the daemon, not here.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
@@ -11,13 +12,16 @@ use uuid::Uuid;
 use wire::MacAddr;
 
 /// One libvirt network (`<network>`).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Network {
     pub name: String,
     pub uuid: Option<Uuid>,
+    /// `ipv6='yes'`: guests speak IPv6 among themselves though the network has no IPv6 address.
+    pub ipv6: bool,
+    pub trust_guest_rx_filters: Option<bool>,
     pub title: Option<String>,
     pub description: Option<String>,
-    /// The `<metadata>` element, verbatim.
+    /// The `<metadata>` element as libvirt writes it, without the indentation of its first line.
     pub metadata: Option<String>,
     pub forward: Forward,
     pub bridge: Bridge,
@@ -32,13 +36,16 @@ pub struct Network {
     pub routes: Vec<Route>,
     pub virtualport: Option<VirtualPort>,
     pub portgroups: Vec<PortGroup>,
-    /// Elements that are not modelled yet, verbatim, written back where libvirt would put them.
+    /// Values of `<dnsmasq:option>`: kept and written back, never acted on.
+    pub dnsmasq_options: Vec<String>,
+    /// Elements that are not modelled yet, written back at the end of their parent.
     pub unmodelled: Vec<Unmodelled>,
 }
 
 /// How guests reach the outside. No `<forward>` element, or `mode='none'`, is isolated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub enum ForwardMode {
+    #[default]
     Isolated,
     Nat,
     Route,
@@ -46,7 +53,27 @@ pub enum ForwardMode {
     Bridge,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+impl ForwardMode {
+    /// libvirt's word for it; the API's, too. libvirt writes no `<forward>` for `isolated`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Isolated => "isolated",
+            Self::Nat => "nat",
+            Self::Route => "route",
+            Self::Open => "open",
+            Self::Bridge => "bridge",
+        }
+    }
+}
+
+impl fmt::Display for ForwardMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Forward {
     pub mode: ForwardMode,
     /// Egress device of `nat` and `route`; uplink host interface of `bridge`.
@@ -68,9 +95,16 @@ pub struct Nat {
 pub struct Bridge {
     pub name: Option<String>,
     pub stp: Option<bool>,
+    /// Seconds.
     pub delay: Option<u32>,
-    pub zone: Option<String>,
-    pub mac_table_manager: Option<String>,
+    pub mac_table_manager: Option<MacTableManager>,
+}
+
+/// Who fills the forwarding table of a Linux bridge; netloom's switch always learns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MacTableManager {
+    Kernel,
+    Libvirt,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -232,8 +266,9 @@ pub struct Route {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VirtualPort {
+    /// `type`; always present on a network, may be absent in a `<portgroup>`.
     pub kind: Option<String>,
-    /// Attributes of `<parameters>`, in document order.
+    /// Attributes of `<parameters>`, in libvirt's order.
     pub parameters: Vec<(String, String)>,
 }
 
@@ -244,14 +279,14 @@ pub struct PortGroup {
     pub trust_guest_rx_filters: Option<bool>,
     pub vlan: Option<Vlan>,
     pub virtualport: Option<VirtualPort>,
-    /// Not modelled children, verbatim.
-    pub unmodelled: Vec<Unmodelled>,
 }
 
-/// An element kept as it was: its parent's path, its name and its source text.
+/// An element kept as it was.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unmodelled {
+    /// Path of the parent, as in `network/ip[2]/dhcp`; repeated elements are numbered from 1.
     pub parent: String,
     pub name: String,
+    /// The element, with the namespace declarations that it needs.
     pub xml: String,
 }
