@@ -1,0 +1,5 @@
+//! The DNS server of a network: local names first, the rest forwarded and cached.
+
+mod config;
+
+pub use config::{Config, Forwarder, Host, OwnAddresses, Srv, Txt};
