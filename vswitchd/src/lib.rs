@@ -1,1 +1,11 @@
+//! The netloom daemon: `control` (HTTP on a Unix socket) → `network` (the life of networks and
+//! ports) → the datapath, `host` (namespaces, links, nftables) and `store` (state on disk).
+//!
+//! A library only so that its tests can reach the parts;.
 
+pub mod config;
+pub mod events;
+pub mod group;
+pub mod log;
+pub mod notify;
+pub mod store;

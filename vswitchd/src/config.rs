@@ -1,0 +1,338 @@
+//! Configuration: command line over `NETLOOM_*` over `vswitchd.toml` over defaults.
+//!
+//! The file is optional; a key that is not known is refused with its line, because a misspelt
+//! key would otherwise be ignored in silence.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use serde::Deserialize;
+use thiserror::Error;
+
+/// The netloom daemon: virtual networks for KVM guests.
+#[derive(Clone, Debug, Default, Parser)]
+#[command(name = "vswitchd", version)]
+pub struct Args {
+    /// Name of this daemon on the host; paths, tables and interfaces derive from it
+    #[arg(long, env = "NETLOOM_INSTANCE", default_value = api::Instance::DEFAULT)]
+    pub instance: String,
+    /// Directory that stands for / in all paths of the instance
+    #[arg(long, env = "NETLOOM_ROOT", default_value = "/")]
+    pub root: PathBuf,
+    /// Configuration file [default: vswitchd.toml in the instance's configuration directory]
+    #[arg(long, env = "NETLOOM_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Check configuration and definitions, print what is wrong, and exit
+    #[arg(long)]
+    pub check: bool,
+    /// Remove everything that this instance made on the host, and exit
+    #[arg(long, conflicts_with = "check")]
+    pub teardown: bool,
+
+    /// Datapath worker threads
+    #[arg(long, env = "NETLOOM_WORKERS")]
+    pub workers: Option<usize>,
+    /// CPUs for the workers, one each [default: not pinned]
+    #[arg(long, env = "NETLOOM_CPUS", value_delimiter = ',')]
+    pub cpus: Option<Vec<usize>>,
+    /// How long a worker polls idle rings before it sleeps, in microseconds
+    #[arg(long, env = "NETLOOM_SPIN_US")]
+    pub spin_us: Option<u32>,
+    /// What to log: a level, or per-module filters
+    #[arg(long, env = "NETLOOM_LOG_LEVEL")]
+    pub log_level: Option<String>,
+    /// How to write the log
+    #[arg(long, env = "NETLOOM_LOG_FORMAT")]
+    pub log_format: Option<LogFormat>,
+    /// Group that may use the API socket
+    #[arg(long, env = "NETLOOM_API_GROUP")]
+    pub api_group: Option<String>,
+    /// Mode of the API socket, octal
+    #[arg(long, env = "NETLOOM_API_MODE", value_parser = octal)]
+    pub api_mode: Option<u32>,
+    /// DNS servers for names that are not ours, in place of resolv.conf's
+    #[arg(long, env = "NETLOOM_DNS_UPSTREAMS", value_delimiter = ',')]
+    pub dns_upstreams: Option<Vec<Upstream>>,
+    /// Group of vhost-user sockets, where the port names none
+    #[arg(long, env = "NETLOOM_SOCKET_GROUP")]
+    pub socket_group: Option<String>,
+}
+
+fn octal(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err("not an octal mode from 0 to 777".to_owned()),
+    }
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// A DNS server: an address, with or without a port (53).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Upstream(pub SocketAddr);
+
+impl FromStr for Upstream {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(ip) = text.parse::<IpAddr>() {
+            return Ok(Self(SocketAddr::new(ip, 53)));
+        }
+        text.parse()
+            .map(Self)
+            .map_err(|_| format!("{text:?} is not an address, ADDRESS:PORT or [IPV6-ADDRESS]:PORT"))
+    }
+}
+
+impl<'de> Deserialize<'de> for Upstream {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct FileConfig {
+    datapath: FileDatapath,
+    log: FileLog,
+    api: FileApi,
+    dns: FileDns,
+    ports: FilePorts,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct FileDatapath {
+    workers: Option<usize>,
+    cpus: Option<Vec<usize>>,
+    spin_us: Option<u32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct FileLog {
+    level: Option<String>,
+    format: Option<LogFormat>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct FileApi {
+    group: Option<String>,
+    mode: Option<u32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct FileDns {
+    upstreams: Option<Vec<Upstream>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct FilePorts {
+    socket_group: Option<String>,
+}
+
+/// What holds after all sources were read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    pub workers: usize,
+    pub cpus: Vec<usize>,
+    pub spin: Duration,
+    pub log_level: String,
+    pub log_format: LogFormat,
+    pub api_group: Option<String>,
+    pub api_mode: u32,
+    /// Empty: from resolv.conf.
+    pub dns_upstreams: Vec<SocketAddr>,
+    pub socket_group: Option<String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            workers: 1,
+            cpus: Vec::new(),
+            spin: Duration::from_micros(50),
+            log_level: "info".to_owned(),
+            log_format: LogFormat::Text,
+            api_group: None,
+            api_mode: 0o660,
+            dns_upstreams: Vec::new(),
+            socket_group: None,
+        }
+    }
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    #[error("cannot read {}: {source}", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{}, line {line}: {message}", path.display())]
+    Syntax { path: PathBuf, line: usize, message: String },
+    #[error("{key}: {message}")]
+    Value { key: &'static str, message: String },
+}
+
+impl Config {
+    /// # Errors
+    /// An unreadable file (a missing one only when it was asked for by name), an unknown key, a
+    /// value out of range.
+    pub fn load(args: &Args, config_dir: &Path) -> Result<Self, ConfigError> {
+        let path = args.config.clone().unwrap_or_else(|| config_dir.join("vswitchd.toml"));
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && args.config.is_none() => {
+                String::new()
+            }
+            Err(source) => return Err(ConfigError::Read { path, source }),
+        };
+        let file: FileConfig = toml::from_str(&text).map_err(|error| ConfigError::Syntax {
+            line: error.span().map_or(1, |span| {
+                1 + text.as_bytes().iter().take(span.start).filter(|&&b| b == b'\n').count()
+            }),
+            message: error.message().to_owned(),
+            path,
+        })?;
+        Self::merge(args, file)
+    }
+
+    fn merge(args: &Args, file: FileConfig) -> Result<Self, ConfigError> {
+        let default = Self::default();
+        let config = Self {
+            workers: args.workers.or(file.datapath.workers).unwrap_or(default.workers),
+            cpus: args.cpus.clone().or(file.datapath.cpus).unwrap_or_default(),
+            spin: args
+                .spin_us
+                .or(file.datapath.spin_us)
+                .map_or(default.spin, |us| Duration::from_micros(us.into())),
+            log_level: args.log_level.clone().or(file.log.level).unwrap_or(default.log_level),
+            log_format: args.log_format.or(file.log.format).unwrap_or_default(),
+            api_group: args.api_group.clone().or(file.api.group),
+            api_mode: args.api_mode.or(file.api.mode).unwrap_or(default.api_mode),
+            dns_upstreams: args
+                .dns_upstreams
+                .clone()
+                .or(file.dns.upstreams)
+                .unwrap_or_default()
+                .into_iter()
+                .map(|upstream| upstream.0)
+                .collect(),
+            socket_group: args.socket_group.clone().or(file.ports.socket_group),
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let value =
+            |key, message: &str| Err(ConfigError::Value { key, message: message.to_owned() });
+        if !(1..=64).contains(&self.workers) {
+            return value("datapath.workers", "must be from 1 to 64");
+        }
+        if !self.cpus.is_empty() && self.cpus.len() != self.workers {
+            return value("datapath.cpus", "must name one CPU for each worker");
+        }
+        if self.spin > Duration::from_secs(1) {
+            return value("datapath.spin_us", "must be at most 1000000");
+        }
+        if self.api_mode > 0o777 {
+            return value("api.mode", "must be a file mode such as 0o660");
+        }
+        crate::log::filter(&self.log_level)
+            .map_err(|message| ConfigError::Value { key: "log.level", message })?;
+        for (key, group) in
+            [("api.group", &self.api_group), ("ports.socket_group", &self.socket_group)]
+        {
+            if let Some(group) = group {
+                crate::group::id(group)
+                    .map_err(|error| ConfigError::Value { key, message: error.to_string() })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str, args: &Args) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        std::fs::write(dir.path().join("vswitchd.toml"), text).expect("configuration file");
+        Config::load(args, dir.path())
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_line() {
+        let error = load("[datapath]\nworkers = 1\nspin = 5\n", &Args::default())
+            .expect_err("unknown key")
+            .to_string();
+        assert!(error.contains("line 3") && error.contains("spin"), "{error}");
+    }
+
+    #[test]
+    fn the_flag_beats_the_file_and_the_file_the_default() {
+        let text = "[datapath]\nworkers = 2\nspin_us = 7\n[dns]\nupstreams = ['192.0.2.1']\n";
+        let args = Args { workers: Some(3), ..Args::default() };
+        let config = load(text, &args).expect("configuration");
+        assert_eq!(config.workers, 3);
+        assert_eq!(config.spin, Duration::from_micros(7));
+        assert_eq!(config.dns_upstreams, ["192.0.2.1:53".parse().expect("address")]);
+        assert_eq!(config.log_level, "info");
+    }
+
+    #[test]
+    fn a_missing_file_is_an_error_only_when_named() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        Config::load(&Args::default(), dir.path()).expect("defaults");
+        let args = Args { config: Some(dir.path().join("absent.toml")), ..Args::default() };
+        assert!(matches!(Config::load(&args, dir.path()), Err(ConfigError::Read { .. })));
+    }
+
+    #[test]
+    fn values_out_of_range_name_their_key() {
+        for (text, key) in [
+            ("[datapath]\nworkers = 0\n", "datapath.workers"),
+            ("[datapath]\ncpus = [0, 1]\n", "datapath.cpus"),
+            ("[log]\nlevel = 'vswitchd=loud'\n", "log.level"),
+            ("[api]\ngroup = 'no-such-group-here'\n", "api.group"),
+            ("[api]\nmode = 0o7777\n", "api.mode"),
+        ] {
+            let error = load(text, &Args::default()).expect_err(text).to_string();
+            assert!(error.starts_with(key), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_shipped_example_is_the_defaults() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/vswitchd.toml");
+        let text = std::fs::read_to_string(path).expect("example");
+        assert_eq!(load(&text, &Args::default()).expect("example"), Config::default());
+        // Every commented setting is one that exists.
+        let all: String = text
+            .lines()
+            .map(|line| {
+                let bare = line.strip_prefix('#').unwrap_or(line);
+                if bare.contains(" = ") && !bare.starts_with(' ') { bare } else { line }
+            })
+            .filter(|line| !line.contains("group"))
+            .fold(String::new(), |all, line| all + line + "\n");
+        load(&all, &Args::default()).expect("example with everything switched on");
+    }
+}
