@@ -1,0 +1,1 @@
+//! vhost-user frontends of the tests.
