@@ -17,6 +17,7 @@ pub mod inet;
 pub mod netns;
 pub mod process;
 pub mod record;
+pub mod snapshot;
 pub mod topology;
 pub mod wait;
 

@@ -163,6 +163,7 @@ fn end_process(pid: &str, start: &str) -> bool {
 }
 
 pub(crate) fn delete_netns(name: &str) -> bool {
+    let _ = fs::remove_dir_all(Path::new("/etc/netns").join(name));
     Path::new("/run/netns").join(name).exists()
         && Command::new("ip")
             .args(["netns", "delete", name])

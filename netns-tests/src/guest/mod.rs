@@ -3,7 +3,7 @@
 
 mod console;
 mod namespace;
-mod qemu;
+pub mod qemu;
 mod slot;
 mod uml;
 mod vmm;

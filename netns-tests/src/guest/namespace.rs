@@ -21,7 +21,12 @@ impl Namespace {
     pub fn new(name: &str) -> anyhow::Result<Self> {
         let netns = Netns::new(name)?;
         let dir = run().directory(name);
-        std::fs::write(dir.join("udhcpc"), UDHCPC)?;
+        // `ip netns exec` binds this file over /etc/resolv.conf.
+        let resolv = resolv_conf(&netns);
+        std::fs::create_dir_all(resolv.parent().unwrap_or(&dir))?;
+        std::fs::write(&resolv, "")?;
+        let script = UDHCPC.replace("RESOLV", &resolv.display().to_string());
+        std::fs::write(dir.join("udhcpc"), script)?;
         make_executable(&dir.join("udhcpc"))?;
         Ok(Self { name: name.to_owned(), netns, dir })
     }
@@ -38,13 +43,16 @@ impl Namespace {
     }
 }
 
+fn resolv_conf(netns: &Netns) -> PathBuf {
+    PathBuf::from("/etc/netns").join(netns.name()).join("resolv.conf")
+}
+
 fn make_executable(path: &std::path::Path) -> anyhow::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     Ok(std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))?)
 }
 
-/// Like the guests' script, but the resolver is left alone: a namespace shares its files with the
-/// machine.
+/// Like the guests' script, but never the machine's own resolver.
 const UDHCPC: &str = r#"#!/bin/sh
 case $1 in
 deconfig)
@@ -55,6 +63,9 @@ bound|renew)
     ip addr replace $ip/$mask dev $interface
     [ -n "$mtu" ] && ip link set $interface mtu $mtu
     for gateway in $router; do ip route replace default via $gateway dev $interface; done
+    : >RESOLV
+    [ -n "$domain" ] && echo "search $domain" >>RESOLV
+    for server in $dns; do echo "nameserver $server" >>RESOLV; done
     echo "bound $ip/$mask router=$router dns=$dns domain=$domain lease=$lease"
     ;;
 esac

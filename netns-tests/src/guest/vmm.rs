@@ -48,6 +48,22 @@ impl Vmm {
         Ok(result.with_context(|| self.process.log())?.0)
     }
 
+    /// Wait until the guest has ended its pings, and require an answer to each.
+    ///
+    /// # Errors
+    /// When replies are missing or the line does not come in time.
+    pub fn ping_result(&mut self, limit: Duration) -> anyhow::Result<()> {
+        let result = self.line("ping done ", limit)?;
+        let field = |name: &str| {
+            result.split_whitespace().find_map(|word| word.strip_prefix(name)).map(str::to_owned)
+        };
+        anyhow::ensure!(
+            field("sent=").is_some() && field("sent=") == field("received="),
+            "the guest's pings: {result}"
+        );
+        Ok(())
+    }
+
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
     }
