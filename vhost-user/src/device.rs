@@ -1,0 +1,149 @@
+//! What a frontend has told us so far: features, memory regions, rings.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use crate::features::virtio;
+
+/// State of the device as negotiated over one connection. Cloning is cheap (descriptors are shared).
+#[derive(Clone, Debug, Default)]
+pub struct Device {
+    /// Device features that the driver accepted (virtio 1.3 §2.2); 0 before SET_FEATURES.
+    pub features: u64,
+    /// Protocol features that the frontend accepted.
+    pub protocol_features: u64,
+    /// Guest memory, in the order it was given. No two regions overlap in guest or user addresses.
+    pub regions: Vec<Region>,
+    /// All rings the offer allows, started or not: RX and TX of each pair, then room for a control queue.
+    pub vrings: Vec<Vring>,
+    /// The frontend's channel for our requests. It must stay open: User-mode Linux takes a hang-up
+    /// for an unplugged device.
+    pub backend_channel: Option<Arc<OwnedFd>>,
+    /// MTU given by NET_SET_MTU, in bytes.
+    pub mtu: Option<u16>,
+    /// Virtio device status (virtio 1.3 §2.1), as given by SET_STATUS.
+    pub status: u8,
+}
+
+/// One region of guest memory, backed by a file of the frontend.
+///
+/// The session has checked the numbers only (size above 0, no overflow, no overlap). Kind and size of
+/// the file must be checked by who maps it.
+#[derive(Clone, Debug)]
+pub struct Region {
+    /// Guest physical address of the first byte.
+    pub guest_addr: u64,
+    /// Size in bytes.
+    pub size: u64,
+    /// Address of the first byte in the frontend's own address space; ring addresses use it.
+    pub user_addr: u64,
+    /// Offset of the first byte in the file.
+    pub mmap_offset: u64,
+    /// The file.
+    pub fd: Arc<OwnedFd>,
+}
+
+/// One ring as the frontend set it up.
+#[derive(Clone, Debug, Default)]
+pub struct Vring {
+    /// Size in descriptors: a power of two up to the offer's limit, 0 while not set.
+    pub num: u16,
+    /// Where the three parts are, in the frontend's user addresses.
+    pub addr: Option<VringAddr>,
+    /// Next available index to use when the ring starts (SET_VRING_BASE, GET_VRING_BASE).
+    pub base: u32,
+    /// Notifications from the driver; `None` means the ring must be polled.
+    pub kick: Option<Arc<OwnedFd>>,
+    /// Notifications to the driver; `None` means it polls. Not always an eventfd: User-mode Linux
+    /// passes a pipe.
+    pub call: Option<Arc<OwnedFd>>,
+    /// Error notifications to the frontend.
+    pub err: Option<Arc<OwnedFd>>,
+    /// SET_VRING_ENABLE, or implied where the frontend did not accept protocol features.
+    pub enabled: bool,
+    /// Between SET_VRING_KICK and GET_VRING_BASE.
+    pub started: bool,
+}
+
+/// Addresses of a ring's parts in the frontend's address space; alignment is checked
+/// (virtio 1.3 §2.7: 16, 2 and 4 bytes).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VringAddr {
+    pub desc: u64,
+    pub used: u64,
+    pub avail: u64,
+    /// Guest physical address for dirty logging of the used ring; unused while logging is not offered.
+    pub log: u64,
+    /// Always 0 while logging is not offered.
+    pub flags: u32,
+}
+
+impl Device {
+    /// Whether all of `mask` was accepted by the driver.
+    #[must_use]
+    pub fn has(&self, mask: u64) -> bool {
+        self.features & mask == mask
+    }
+
+    /// Whether all of `mask` was accepted by the frontend as protocol features.
+    #[must_use]
+    pub fn has_protocol(&self, mask: u64) -> bool {
+        self.protocol_features & mask == mask
+    }
+
+    /// Index of the control queue, if the driver accepted one (virtio 1.3 §5.1.2): after all pairs
+    /// with multi-queue, else ring 2.
+    #[must_use]
+    pub fn control_queue(&self) -> Option<usize> {
+        if !self.has(virtio::NET_F_CTRL_VQ) {
+            None
+        } else if self.has(virtio::NET_F_MQ) {
+            Some(self.vrings.len() - 1)
+        } else {
+            Some(2)
+        }
+    }
+
+    /// Region that holds all of `len` bytes from frontend address `user_addr`, and the offset in it.
+    #[must_use]
+    pub fn find_user(&self, user_addr: u64, len: u64) -> Option<(&Region, u64)> {
+        self.regions.iter().find_map(|region| {
+            within(region.user_addr, region.size, user_addr, len).map(|offset| (region, offset))
+        })
+    }
+
+    /// Region that holds all of `len` bytes from guest address `guest_addr`, and the offset in it.
+    #[must_use]
+    pub fn find_guest(&self, guest_addr: u64, len: u64) -> Option<(&Region, u64)> {
+        self.regions.iter().find_map(|region| {
+            within(region.guest_addr, region.size, guest_addr, len).map(|offset| (region, offset))
+        })
+    }
+}
+
+impl Vring {
+    /// Started, with size and addresses known: the ring can be built.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.started && self.num != 0 && self.addr.is_some()
+    }
+
+    /// Started and enabled: frames may move.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.started && self.enabled
+    }
+
+    /// Ends the ring's run; its notifiers other than the kick stay, as frontends do not always send
+    /// them again.
+    pub(crate) fn stop(&mut self) {
+        self.started = false;
+        self.kick = None;
+    }
+}
+
+fn within(start: u64, size: u64, addr: u64, len: u64) -> Option<u64> {
+    let offset = addr.checked_sub(start)?;
+    let end = offset.checked_add(len)?;
+    (end <= size).then_some(offset)
+}
