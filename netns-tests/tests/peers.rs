@@ -1,0 +1,104 @@
+//! Frontends that are not Linux's: DPDK's `net_virtio_user`, and the bundled VMM's guest.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use netns_tests::Lab;
+use netns_tests::guest::{Guest, Uml, Vmm};
+use netns_tests::process::Process;
+use netns_tests::record::run;
+
+const NETWORK: &str = "<network><name>lan</name><bridge name='lan0'/>\
+    <ip address='10.4.0.1' netmask='255.255.255.0'>\
+    <dhcp><range start='10.4.0.10' end='10.4.0.99'/></dhcp></ip></network>";
+
+/// testpmd with two ports that send to each other through the switch; prints its statistics at
+/// the end. Its memory is a memfd, so that no hugepages are needed.
+fn testpmd(first: &Path, second: &Path, extra: &str) -> anyhow::Result<String> {
+    let dir = run().directory("testpmd");
+    let mut command = Command::new("dpdk-testpmd");
+    command
+        .args(["-l", "0,1", "--in-memory", "--no-huge", "-m", "256", "--no-pci", "--no-telemetry"])
+        .arg(format!(
+            "--vdev=net_virtio_user0,path={},mac=02:00:00:00:00:01{extra}",
+            first.display()
+        ))
+        .arg(format!(
+            "--vdev=net_virtio_user1,path={},mac=02:00:00:00:00:02{extra}",
+            second.display()
+        ))
+        .args([
+            "--",
+            "--nb-cores=1",
+            "--forward-mode=io",
+            "--no-flush-rx",
+            "--total-num-mbufs=8192",
+        ])
+        .args(["--eth-peer=0,02:00:00:00:00:02", "--eth-peer=1,02:00:00:00:00:01"])
+        .args(["--tx-first", "--stats-period=1"])
+        .stdin(Stdio::null())
+        .stdout(std::fs::File::create(dir.join("stdout"))?);
+    let process = Process::start("testpmd", command, &dir)?;
+    let mut shown = String::new();
+    let packets = |text: &str| {
+        text.lines()
+            .filter_map(|line| line.trim().strip_prefix("RX-packets:"))
+            .filter_map(|rest| rest.split_whitespace().next()?.parse::<u64>().ok())
+            .rev()
+            .take(2)
+            .collect::<Vec<_>>()
+    };
+    let result = netns_tests::wait::until("frames on both ports", Duration::from_secs(60), || {
+        shown = std::fs::read_to_string(dir.join("stdout")).unwrap_or_default();
+        let seen = packets(&shown);
+        seen.len() == 2 && seen.iter().all(|packets| *packets > 10_000)
+    });
+    drop(process);
+    result.with_context(|| shown.clone())?;
+    Ok(shown)
+}
+
+#[test]
+fn dpdk_virtio_user_passes_traffic() -> anyhow::Result<()> {
+    let lab = Lab::new()?;
+    lab.daemon.network("lan", NETWORK)?;
+    let one = lab.daemon.port("lan", "one", &[])?;
+    let two = lab.daemon.port("lan", "two", &[])?;
+    let socket = |port: &api::PortInfo| port.socket.clone().context("no socket");
+    for extra in ["", ",mrg_rxbuf=0", ",mrg_rxbuf=1,in_order=1", ",queue_size=1024"] {
+        testpmd(&socket(&one)?, &socket(&two)?, extra).with_context(|| format!("`{extra}`"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn the_vmm_guest_gets_a_lease_and_pings_a_linux_guest() -> anyhow::Result<()> {
+    if netns_tests::without_kvm() {
+        eprintln!("left out: --without kvm");
+        return Ok(());
+    }
+    let lab = Lab::new()?;
+    lab.daemon.network("lan", NETWORK)?;
+    let port = lab.daemon.port("lan", "uml", &[])?;
+    let mut uml = Uml::start("uml", &[port.socket.as_deref().context("no socket")?])?;
+    let uml_address = uml.dhcp()?;
+    let port = lab.daemon.port("lan", "vmm", &[])?;
+    let socket = port.socket.as_deref().context("no socket")?;
+    let cmdline = format!("hostname=vmm ping={uml_address} count=5");
+    let mut vmm = Vmm::start("vmm", socket, port.mac, &cmdline)?;
+    let lease = vmm.line("dhcp ", Duration::from_secs(30))?;
+    vmm.ping_result(Duration::from_secs(30))?;
+    let leases = lab.daemon.leases("lan")?;
+    let leased = leases
+        .iter()
+        .find(|lease| lease.port.as_deref() == Some("vmm"))
+        .context("no lease of port vmm")?;
+    ensure!(lease.contains(&leased.ip.to_string()), "{lease} is not {}", leased.ip);
+    ensure!(leased.mac == port.mac && leased.hostname.as_deref() == Some("vmm"), "{leased:?}");
+    uml.ping("vmm")?;
+    let echo = uml.run(&format!("echo hello | busybox nc -u -w 1 {} 7", leased.ip))?;
+    ensure!(echo.contains("hello"), "the guest's UDP echo gave {echo:?}");
+    Ok(())
+}

@@ -1,0 +1,98 @@
+//! VLAN separation, port isolation and hub mode between real network stacks.
+
+use std::time::Duration;
+
+use netns_tests::Lab;
+use netns_tests::capture::Capture;
+use netns_tests::guest::{Guest, Namespace, Uml};
+
+const NETWORK: &str = "<network><name>lan</name><bridge name='lan0'/>\
+    <ip address='10.9.0.1' netmask='255.255.255.0'/></network>";
+
+fn namespace(lab: &Lab, name: &str, host: u8, more: &[&str]) -> anyhow::Result<Namespace> {
+    let mut guest = Namespace::new(name)?;
+    let netns = guest.netns().name().to_owned();
+    let place = [&["--netns", &netns, "--ifname", "eth0"], more].concat();
+    lab.daemon.port("lan", name, &place)?;
+    guest.run(&format!("ip link set eth0 up; ip addr add 10.9.0.{host}/24 dev eth0"))?;
+    Ok(guest)
+}
+
+#[test]
+fn access_ports_of_different_vlans_do_not_hear_each_other() -> anyhow::Result<()> {
+    let lab = Lab::new()?;
+    lab.daemon.network("lan", NETWORK)?;
+    let mut a10 = namespace(&lab, "a10", 10, &["--vlan", "10"])?;
+    let _b10 = namespace(&lab, "b10", 11, &["--vlan", "10"])?;
+    let c20 = namespace(&lab, "c20", 12, &["--vlan", "20"])?;
+    let trunk = namespace(&lab, "trunk", 13, &["--trunk", "10,20"])?;
+    let at_c = Capture::start(c20.netns(), "eth0")?;
+    let at_trunk = Capture::start(trunk.netns(), "eth0")?;
+
+    a10.ping("10.9.0.11")?;
+    assert!(!a10.reaches("10.9.0.12".parse()?)?, "VLAN 10 reaches VLAN 20");
+    assert!(!a10.reaches("10.9.0.1".parse()?)?, "VLAN 10 reaches the untagged gateway");
+
+    // The ARP request for .12 went to the trunk, tagged; the kernel takes the tag out of the frame
+    // before a capture sees it, so the request itself is the evidence, and its absence in VLAN 20.
+    let request_for_12 = [10, 9, 0, 12];
+    at_trunk.wait_for(&request_for_12, Duration::from_secs(5))?;
+    assert!(!at_c.holds(&request_for_12), "a broadcast of VLAN 10 reached VLAN 20");
+    Ok(())
+}
+
+#[test]
+fn isolated_ports_reach_the_gateway_and_not_each_other() -> anyhow::Result<()> {
+    let lab = Lab::new()?;
+    lab.daemon.network("lan", NETWORK)?;
+    let port = lab.daemon.port("lan", "one", &["--isolated"])?;
+    let socket = port.socket.ok_or_else(|| anyhow::anyhow!("no socket"))?;
+    let mut one = Uml::start("one", &[&socket])?;
+    one.run("ip link set eth0 up; ip addr add 10.9.0.10/24 dev eth0")?;
+    let mut two = namespace(&lab, "two", 11, &["--isolated"])?;
+    let mut open = namespace(&lab, "open", 12, &[])?;
+    one.ping("10.9.0.1")?;
+    two.ping("10.9.0.1")?;
+    one.ping("10.9.0.12")?;
+    open.ping("10.9.0.11")?;
+    assert!(!one.reaches("10.9.0.11".parse()?)?, "isolated reaches isolated");
+    assert!(!two.reaches("10.9.0.10".parse()?)?, "isolated reaches isolated");
+    Ok(())
+}
+
+#[test]
+fn a_switch_learns_and_a_hub_floods() -> anyhow::Result<()> {
+    let lab = Lab::new()?;
+    lab.daemon.network("lan", NETWORK)?;
+    let mut a = namespace(&lab, "a", 10, &[])?;
+    let mut b = namespace(&lab, "b", 11, &[])?;
+    let third = namespace(&lab, "third", 12, &[])?;
+    a.ping("10.9.0.11")?;
+    let ears = Capture::start(third.netns(), "eth0")?;
+    // 24 bytes of 0xab make the payload of this echo request unmistakable.
+    a.run("busybox ping -c 1 -p ab 10.9.0.11")?;
+    b.run("busybox ping -c 1 -p ab 10.9.0.10")?;
+    // A broadcast after it proves that the capture works and that earlier frames would be there.
+    a.sh("busybox arping -c 1 -w 1 -I eth0 10.9.0.99", Duration::from_secs(5))?;
+    ears.wait_for(&[10, 9, 0, 99], Duration::from_secs(5))?;
+    assert!(!ears.holds(&[0xab; 24]), "a known unicast frame was flooded");
+    drop(ears);
+
+    let hub = NETWORK.replace(
+        "<bridge",
+        "<metadata><netloom:switch \
+        xmlns:netloom='urn:netloom:network:1' mode='hub'/></metadata><bridge",
+    );
+    lab.daemon.netctl(&["net-destroy", "lan"])?;
+    lab.daemon.network("lan", &hub)?;
+    for guest in [&mut a, &mut b] {
+        guest.run("ip link set eth0 up")?;
+    }
+    a.ping("10.9.0.11")?;
+    let ears = Capture::start(third.netns(), "eth0")?;
+    a.run("busybox ping -c 1 -p ab 10.9.0.11")?;
+    ears.wait_for(&[0xab; 24], Duration::from_secs(5))?;
+    let fdb: Vec<api::FdbEntry> = lab.daemon.json(&["fdb-show", "lan"])?;
+    assert!(fdb.iter().all(|entry| entry.age.is_none()), "a hub has learned: {fdb:?}");
+    Ok(())
+}
