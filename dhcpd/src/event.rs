@@ -53,6 +53,7 @@ pub enum LeaseEvent {
 pub enum Removal {
     Expired,
     Released,
+    Declined,
     /// The client took another address.
     Replaced,
     /// The port through which it was taken was deleted.

@@ -71,10 +71,10 @@ mod tests {
             (b"123", None),
             (b"1a", Some("1a")),
         ] {
-            assert_eq!(super::claimed(claim, domain).as_deref(), expected, "{claim:?}");
+            assert_eq!(claimed(claim, domain).as_deref(), expected, "{claim:?}");
         }
-        assert_eq!(super::claimed(&[b'a'; 63], None).map(|n| n.len()), Some(63));
-        assert_eq!(super::claimed(&[b'a'; 64], None), None);
+        assert_eq!(claimed(&[b'a'; 63], None).map(|n| n.len()), Some(63));
+        assert_eq!(claimed(&[b'a'; 64], None), None);
     }
 
     #[test]
