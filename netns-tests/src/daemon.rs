@@ -31,8 +31,21 @@ impl Daemon {
     /// # Errors
     /// With the end of its log when it does not come up.
     pub fn start(netns: &Arc<Netns>, instance: &str, config: &str) -> anyhow::Result<Self> {
+        Self::start_in(netns, instance, config, "root")
+    }
+
+    /// Like [`Self::start`], with the name of the root directory.
+    ///
+    /// # Errors
+    /// With the end of its log when it does not come up.
+    pub fn start_in(
+        netns: &Arc<Netns>,
+        instance: &str,
+        config: &str,
+        root: &str,
+    ) -> anyhow::Result<Self> {
         let dir = run().directory("vswitchd");
-        let instance = Instance::new(instance, dir.join("root"))?;
+        let instance = Instance::new(instance, dir.join(root))?;
         fs::create_dir_all(instance.config_dir())?;
         fs::write(instance.config_dir().join("vswitchd.toml"), config)?;
         let mut daemon = Self { netns: Arc::clone(netns), instance, process: None, dir };
