@@ -1,11 +1,12 @@
 //! The netloom daemon: `control` (HTTP on a Unix socket) → `network` (the life of networks and
 //! ports) → the datapath, `host` (namespaces, links, nftables) and `store` (state on disk).
 //!
-//! A library only so that its tests can reach the parts;.
+//! A library only so that its tests can reach the parts.
 
 pub mod config;
 pub mod events;
 pub mod group;
+pub mod host;
 pub mod log;
 pub mod notify;
 pub mod store;

@@ -1,0 +1,123 @@
+//! TAP interfaces: the gateway of a network, and attachments inside namespaces.
+//!
+//! A TAP for a namespace is opened and named inside it: one that was moved there later could
+//! not be attached to again from outside (the kernel would silently make a new one). It becomes
+//! persistent as the last step, so a daemon that dies half-way leaves nothing without an owner.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute};
+use rtnetlink::{Handle, LinkUnspec};
+use uuid::Uuid;
+use wire::MacAddr;
+
+use super::Host;
+use super::error::{Doing, Error, Result};
+use super::link::{self, check_name};
+use super::netlink::{NetlinkDoing, connect};
+use super::netns::{Namespace, NetnsId};
+
+/// What [`Host::create_tap`] makes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TapSpec {
+    pub name: String,
+    /// The network or port that the interface belongs to; goes into the alias.
+    pub object: Uuid,
+    /// The interface's own address; the kernel chooses one when absent.
+    pub mac: Option<MacAddr>,
+    /// In bytes, without the Ethernet header.
+    pub mtu: u32,
+    /// Number of queue pairs, at least 1.
+    pub queues: usize,
+    /// Namespace by name in `/run/netns` or by path; the daemon's own when absent.
+    pub netns: Option<String>,
+    pub up: bool,
+}
+
+/// An open TAP. Dropping the queues leaves the interface, without carrier.
+#[derive(Debug)]
+pub struct TapHandle {
+    /// One non-blocking fd per queue.
+    pub queues: Vec<OwnedFd>,
+    pub ifindex: u32,
+    /// It existed, with our alias.
+    pub adopted: bool,
+    /// The namespace it is in.
+    pub netns: NetnsId,
+}
+
+impl Host {
+    /// Makes a TAP, or takes back one that carries our alias for the same object (after a
+    /// restart), and gives it the address, MTU and state asked for.
+    ///
+    /// # Errors
+    /// [`Error::ForeignDevice`] when an interface of that name exists without our alias;
+    /// [`Error::NoSuchNamespace`]; [`Error::InvalidName`]; what the kernel refuses. A TAP that
+    /// was new is gone again then.
+    pub async fn create_tap(&self, spec: &TapSpec) -> Result<TapHandle> {
+        check_name(&spec.name)?;
+        let namespace = match &spec.netns {
+            Some(netns) => Namespace::open(netns)?,
+            None => self.home().clone(),
+        };
+        let netns = namespace.id();
+        let alias = self.instance().interface_alias(spec.object);
+        let spec = spec.clone();
+        namespace
+            .run(move || connect(async move |handle| create(&handle, &spec, alias, netns).await))
+            .await
+    }
+}
+
+async fn create(
+    handle: &Handle,
+    spec: &TapSpec,
+    alias: String,
+    netns: NetnsId,
+) -> Result<TapHandle> {
+    let name = &spec.name;
+    let existing = link::find(handle, name).await?;
+    if let Some(found) = &existing {
+        let ours = found.alias.as_ref() == Some(&alias)
+            && found.kind == Some(InfoKind::Tun)
+            && found.name == *name;
+        if !ours {
+            return Err(Error::ForeignDevice { name: name.clone() });
+        }
+    }
+    let adopted = existing.is_some();
+
+    let queues =
+        super::fds::open_tap(name, spec.queues.max(1)).doing(|| format!("open TAP {name}"))?;
+    let found = link::need(handle, name).await?;
+
+    let mut message = LinkUnspec::new_with_index(found.index);
+    if !adopted {
+        message = message.append_extra_attribute(LinkAttribute::IfAlias(alias));
+    }
+    if let Some(mac) = spec.mac.filter(|mac| mac.0 != found.mac.as_slice()) {
+        message = message.address(mac.0.to_vec());
+    }
+    if found.mtu != spec.mtu {
+        message = message.mtu(spec.mtu);
+    }
+    if found.up != spec.up {
+        message = if spec.up { message.up() } else { message.down() };
+    }
+    let result = handle.link().set(message.build()).execute().await;
+    result.netlink_doing(|| format!("configure TAP {name} (MTU {})", spec.mtu))?;
+
+    if let Some(queue) = queues.first() {
+        persist(queue).doing(|| format!("make TAP {name} persistent"))?;
+    }
+    Ok(TapHandle { queues, ifindex: found.index, adopted, netns })
+}
+
+/// TUNSETPERSIST: the interface outlives its queues.
+fn persist(queue: &OwnedFd) -> std::io::Result<()> {
+    const TUNSETPERSIST: libc::Ioctl = 0x4004_54cb;
+    let on: libc::c_ulong = 1;
+    // SAFETY: the fd is open, and this request takes its argument by value.
+    let result = unsafe { libc::ioctl(queue.as_raw_fd(), TUNSETPERSIST, on) };
+    if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+}
