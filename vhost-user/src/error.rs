@@ -58,7 +58,7 @@ pub enum Refusal {
     ProtocolFeatures(u64),
     #[error("device features changed while ring {ring} runs; stop the rings first")]
     FeaturesWhileRunning { ring: usize },
-    #[error("ring {index} does not exist, this port has {rings}")]
+    #[error("ring {index} does not exist, this port has {rings} (two for each queue pair)")]
     RingIndex { index: u64, rings: usize },
     #[error("ring {ring} of {num} descriptors: the size must be a power of two up to {max}")]
     RingSize { ring: usize, num: u32, max: u16 },

@@ -9,10 +9,7 @@ use crate::device::{Device, Vring};
 use crate::error::Refusal;
 use crate::features::virtio;
 use crate::message::ConfigHead;
-use crate::session::{Action, MEM_SLOTS};
-
-// The slot count is answered next to the other limits.
-const _: () = assert!(MEM_SLOTS >= crate::session::TABLE_REGIONS);
+use crate::session::Action;
 
 pub(crate) fn get_features(context: &mut Context<'_>) -> Result<Reaction, Refusal> {
     Ok(Reaction::reply(context.offer.features))
@@ -66,9 +63,11 @@ pub(crate) fn set_protocol_features(context: &mut Context<'_>) -> Result<Reactio
     Ok(Reaction::Done)
 }
 
-/// Counted in pairs, as QEMU and DPDK take it for a network device.
+/// Counted in rings without the control queue: the rust-vmm family refuses ring numbers at or above
+/// the answer. QEMU and DPDK take the answer for pairs; if they then use more rings than there are,
+/// they are refused ring by ring.
 pub(crate) fn get_queue_num(context: &mut Context<'_>) -> Result<Reaction, Refusal> {
-    Ok(Reaction::reply(u64::from(context.offer.queue_pairs)))
+    Ok(Reaction::reply(u64::from(context.offer.queue_pairs) * 2))
 }
 
 /// The address is the first six bytes of the payload.
@@ -128,7 +127,9 @@ pub(crate) fn set_config(context: &mut Context<'_>) -> Result<Reaction, Refusal>
 
 /// Back to the state after connecting, but protocol features, memory and notifiers stay.
 pub(crate) fn reset_device(context: &mut Context<'_>) -> Result<Reaction, Refusal> {
-    reset(context.device);
+    stop_rings(context.device);
+    context.device.features = 0;
+    context.device.status = 0;
     Ok(Reaction::Act(Action::Reset))
 }
 
@@ -147,12 +148,6 @@ pub(crate) fn set_status(context: &mut Context<'_>) -> Result<Reaction, Refusal>
 
 pub(crate) fn get_status(context: &mut Context<'_>) -> Result<Reaction, Refusal> {
     Ok(Reaction::reply(u64::from(context.device.status)))
-}
-
-fn reset(device: &mut Device) {
-    stop_rings(device);
-    device.features = 0;
-    device.status = 0;
 }
 
 fn stop_rings(device: &mut Device) {
