@@ -1,0 +1,111 @@
+//! A guest's memory: the regions of one frontend.
+
+use std::sync::Arc;
+
+use crate::{GuestSlice, MappedRegion, MemoryError};
+
+/// The regions of a guest, sorted by guest address. Immutable: another table is another `GuestMemory`, which may share regions
+/// with the old one.
+#[derive(Debug, Default)]
+pub struct GuestMemory {
+    /// What the hot path reads, apart from the mappings: guest address, size, host address.
+    index: Box<[Place]>,
+    regions: Box<[Arc<MappedRegion>]>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    guest: u64,
+    size: u64,
+    host: *mut u8,
+}
+
+// SAFETY: `host` is an address in a mapping that `regions` keeps; see MappedRegion.
+unsafe impl Send for GuestMemory {}
+// SAFETY: as above.
+unsafe impl Sync for GuestMemory {}
+
+/// The region that was found last, by position: guests use few regions at a time.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Hint(usize);
+
+impl GuestMemory {
+    /// # Errors
+    /// [`MemoryError::Overlap`] when two regions share guest addresses.
+    pub fn new(mut regions: Vec<Arc<MappedRegion>>) -> Result<Self, MemoryError> {
+        regions.sort_by_key(|region| region.spec().guest_addr);
+        for pair in regions.windows(2) {
+            let (first, second) = (pair[0].spec(), pair[1].spec());
+            // The sum was checked when the region was mapped.
+            if first.guest_addr + first.size > second.guest_addr {
+                return Err(MemoryError::Overlap {
+                    first: first.guest_addr,
+                    second: second.guest_addr,
+                });
+            }
+        }
+        let index = regions
+            .iter()
+            .map(|region| Place {
+                guest: region.spec().guest_addr,
+                size: region.spec().size,
+                host: region.host(),
+            })
+            .collect();
+        Ok(Self { index, regions: regions.into() })
+    }
+
+    #[must_use]
+    pub fn regions(&self) -> &[Arc<MappedRegion>] {
+        &self.regions
+    }
+
+    /// The file behind a region was cut short. What was read since may be zeros that the guest never wrote.
+    #[must_use]
+    #[inline]
+    pub fn is_poisoned(&self) -> bool {
+        self.regions.iter().any(|region| region.is_poisoned())
+    }
+
+    /// Marks the memory as poisoned: a system call reported EFAULT for it.
+    pub fn poison(&self) {
+        for region in &self.regions {
+            region.poison();
+        }
+    }
+
+    /// The range of guest addresses, if one region holds all of it.
+    #[inline(always)]
+    pub(crate) fn slice(&self, addr: u64, len: u32, hint: &mut Hint) -> Option<GuestSlice<'_>> {
+        let within = |place: &Place| {
+            let offset = addr.wrapping_sub(place.guest);
+            (offset < place.size && place.size - offset >= u64::from(len)).then_some(offset)
+        };
+        let (place, offset) = match self.index.get(hint.0).and_then(|p| within(p).map(|o| (p, o))) {
+            Some(found) => found,
+            None => {
+                let after = self.index.partition_point(|place| place.guest <= addr);
+                hint.0 = after.checked_sub(1)?;
+                let place = self.index.get(hint.0)?;
+                (place, within(place)?)
+            }
+        };
+        // Not truncated: the region is mapped, so its size fits usize.
+        #[expect(clippy::cast_possible_truncation, reason = "below the size of a mapping")]
+        let host = place.host.wrapping_add(offset as usize);
+        // SAFETY: `offset + len` is inside the region, whose mapping `self.regions` keeps as long as `self` is borrowed.
+        Some(unsafe { GuestSlice::new(host, len as usize) })
+    }
+
+    /// The host address of a range of the frontend's own addresses, if one region holds all of it and the host address is a multiple of
+    /// `align`. Valid while the memory lives.
+    pub(crate) fn user_range(&self, addr: u64, len: u64, align: usize) -> Option<*mut u8> {
+        self.regions.iter().find_map(|region| {
+            let spec = region.spec();
+            let offset = addr.checked_sub(spec.user_addr)?;
+            let fits = offset < spec.size && spec.size - offset >= len;
+            let host = region.host().wrapping_add(usize::try_from(offset).ok().filter(|_| fits)?);
+            host.addr().is_multiple_of(align).then_some(host)
+        })
+    }
+}
