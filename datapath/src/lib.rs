@@ -1,1 +1,3 @@
+//! Worker threads and ports.
 
+pub mod port;
