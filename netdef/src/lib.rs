@@ -6,9 +6,13 @@
 
 mod error;
 pub mod model;
+mod position;
 mod read;
+mod scan;
+mod syntax;
 mod write;
 
 pub use error::{Error, ErrorKind, Warning};
-pub use read::{MAX_DOCUMENT, Parsed, parse};
+pub use read::{Parsed, parse};
+pub use scan::MAX_DOCUMENT;
 pub use write::to_xml;
