@@ -49,9 +49,9 @@ fn guests_go_on_after_a_restart_and_after_a_kill() -> anyhow::Result<()> {
 
     for kill in [false, true] {
         if kill {
-            lab.daemon.kill()?
+            lab.daemon.kill()?;
         } else {
-            lab.daemon.stop()?
+            lab.daemon.stop()?;
         }
         // The gateway and the guest's interface outlive the daemon.
         let index = |text: &str| text.split(':').next().map(str::to_owned);
@@ -175,7 +175,6 @@ mod dhcp_load {
             // All protocols (ETH_P_ALL) in network byte order.
             let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(0x0300)))?;
             socket.bind_device(Some(ifname.as_bytes()))?;
-            // SAFETY: sockaddr_ll is plain data.
             let index = rustix::net::netdevice::name_to_index(&socket, ifname)?;
             let address = link_address(index)?;
             socket.bind(&address)?;
