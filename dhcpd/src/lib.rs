@@ -5,6 +5,7 @@
 //! binary `netloom-dhcpd` a packet socket.
 
 pub mod dhcp4;
+mod dhcp_thread;
 pub mod dns;
 mod event;
 mod frame_io;

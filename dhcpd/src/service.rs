@@ -2,14 +2,20 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
 
+use crossbeam_channel::Sender;
 use uuid::Uuid;
 
-use crate::dhcp4;
+use crate::dhcp_thread::{Command, DhcpThread, Shared};
+use crate::dhcp4::{self, Counters, Engine};
 use crate::dns;
+use crate::dns::names::{Names, StaticNames};
 use crate::event::LeaseEvent;
-use crate::frame_io::FrameIo;
-use crate::lease::Lease;
+use crate::frame_io::{FrameIo, Waker};
+use crate::lease::{Lease, Store, StoreError};
+use crate::time::Now;
 
 /// What one network's services do.
 #[derive(Clone, Debug)]
@@ -31,22 +37,40 @@ pub enum ServiceError {
     PortBusy { addr: SocketAddr },
     #[error("cannot listen on {addr}")]
     Bind { addr: SocketAddr, source: std::io::Error },
+    #[error("DHCP needs a port to the network")]
+    NoFrameIo,
     #[error(transparent)]
     Dhcp4(#[from] dhcp4::ConfigError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
     #[error(
-        "the listening addresses, the lease file and the presence of DHCP cannot change while running"
+        "whether there is DHCP or DNS, where it listens and the lease file cannot change while running"
     )]
     NotReloadable,
     #[error("cannot start a thread")]
     Thread(#[source] std::io::Error),
+    #[error("the services have stopped")]
+    Stopped,
 }
 
 /// The running services of one network. Dropping it stops them.
-#[derive(Debug)]
-pub struct Service {}
+pub struct Service {
+    config: ServiceConfig,
+    names: Arc<Names>,
+    dhcp: Option<Dhcp>,
+}
+
+/// The handle of the DHCP thread.
+struct Dhcp {
+    commands: Sender<Command>,
+    wake: Waker,
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
 
 impl Service {
     /// Starts DHCP on `io` and DNS on sockets bound in the calling thread's network namespace.
+    /// `events` is called on the DHCP thread and must not block.
     ///
     /// # Errors
     /// Nothing is left running.
@@ -55,30 +79,131 @@ impl Service {
         io: Option<Box<dyn FrameIo>>,
         events: impl Fn(LeaseEvent) + Send + 'static,
     ) -> Result<Self, ServiceError> {
-        let _ = (config, io, events);
-        Ok(Self {})
+        let names = Arc::new(Names::default());
+        if let Some(dns) = &config.dns {
+            names.configure(dns, &static_names(config.dhcp4.as_ref()));
+        }
+        let dhcp = match &config.dhcp4 {
+            None => None,
+            Some(dhcp4) => {
+                let io = io.ok_or(ServiceError::NoFrameIo)?;
+                Some(Dhcp::start(&config, dhcp4.clone(), io, Box::new(events), &names)?)
+            }
+        };
+        Ok(Self { config, names, dhcp })
     }
 
     /// The current leases, by address.
     #[must_use]
     pub fn leases(&self) -> Vec<Lease> {
-        Vec::new()
+        self.dhcp.as_ref().map(|dhcp| dhcp.shared.leases()).unwrap_or_default()
+    }
+
+    /// What the DHCP engine has seen and done.
+    #[must_use]
+    pub fn dhcp4_counters(&self) -> Counters {
+        self.dhcp.as_ref().map(|dhcp| dhcp.shared.counters()).unwrap_or_default()
     }
 
     /// Takes a new configuration; leases and the DNS cache stay.
     ///
     /// # Errors
     /// The old configuration stays in force.
-    pub fn reload(&self, config: &ServiceConfig) -> Result<(), ServiceError> {
-        let _ = config;
+    pub fn reload(&mut self, config: ServiceConfig) -> Result<(), ServiceError> {
+        let listen = |config: &ServiceConfig| {
+            config.dns.as_ref().map(|dns| (dns.listen.clone(), dns.port, dns.interface.clone()))
+        };
+        if config.dhcp4.is_some() != self.config.dhcp4.is_some()
+            || config.lease_file != self.config.lease_file
+            || listen(&config) != listen(&self.config)
+        {
+            return Err(ServiceError::NotReloadable);
+        }
+        if let (Some(dhcp), Some(dhcp4)) = (&self.dhcp, &config.dhcp4) {
+            let (done, result) = crossbeam_channel::bounded(1);
+            dhcp.command(Command::Reload(Box::new(dhcp4.clone()), done));
+            result.recv().map_err(|_| ServiceError::Stopped)??;
+        }
+        if let Some(dns) = &config.dns {
+            self.names.configure(dns, &static_names(config.dhcp4.as_ref()));
+        }
+        self.config = config;
         Ok(())
     }
 
     /// Frees the addresses that were taken through a port that is no more.
     pub fn port_removed(&self, port: Uuid) {
-        let _ = port;
+        if let Some(dhcp) = &self.dhcp {
+            dhcp.command(Command::PortRemoved(port));
+        }
     }
 
     /// Stops answering; leases stay on disk.
     pub fn stop(self) {}
+}
+
+impl std::fmt::Debug for Service {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Service").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Dhcp {
+    fn start(
+        config: &ServiceConfig,
+        dhcp4: dhcp4::Config,
+        io: Box<dyn FrameIo>,
+        events: Box<dyn Fn(LeaseEvent) + Send>,
+        names: &Arc<Names>,
+    ) -> Result<Self, ServiceError> {
+        dhcp4.check()?;
+        let opened = Store::open(&config.lease_file)?;
+        if opened.torn > 0 {
+            tracing::warn!(
+                network = config.network,
+                file = %config.lease_file.display(),
+                octets = opened.torn,
+                "cut an unfinished record off the lease file"
+            );
+        }
+        let engine = Engine::new(dhcp4, opened.leases, Now::read())?;
+        let (commands, receiver) = crossbeam_channel::unbounded();
+        let wake = io.waker();
+        let shared = Arc::new(Shared::default());
+        let thread = DhcpThread {
+            network: config.network.clone(),
+            engine,
+            store: opened.store,
+            io,
+            commands: receiver,
+            shared: shared.clone(),
+            names: names.clone(),
+            events,
+            untold: Vec::new(),
+        };
+        thread.publish_loaded();
+        let builder = std::thread::Builder::new().name("dhcp".to_owned());
+        let thread = builder.spawn(move || thread.run()).map_err(ServiceError::Thread)?;
+        Ok(Self { commands, wake, shared, thread: Some(thread) })
+    }
+
+    fn command(&self, command: Command) {
+        // A thread that has ended has logged why.
+        let _ = self.commands.send(command);
+        (self.wake)();
+    }
+}
+
+impl Drop for Dhcp {
+    fn drop(&mut self) {
+        self.command(Command::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn static_names(dhcp4: Option<&dhcp4::Config>) -> StaticNames {
+    let hosts = dhcp4.map(|config| config.hosts.as_slice()).unwrap_or_default();
+    hosts.iter().filter_map(|host| Some((host.ip, host.name.clone()?))).collect()
 }
