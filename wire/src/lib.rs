@@ -6,11 +6,15 @@
 //! or knows where a frame came from.
 #![no_std]
 
+pub mod arp;
 pub mod checksum;
 mod error;
 pub mod ethernet;
+pub mod icmp;
 pub mod ipv4;
+pub mod ipv6;
 mod mac;
+pub mod tcp;
 pub mod udp;
 pub mod virtio_net;
 pub mod vlan;
