@@ -1,3 +1,4 @@
 //! Worker threads and ports.
 
+pub mod offload;
 pub mod port;
