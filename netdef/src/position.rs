@@ -12,11 +12,15 @@ pub(crate) fn line_column(text: &str, offset: usize) -> (u32, u32) {
 /// lines are cut around the offset, control characters are shown as `?`.
 pub(crate) fn excerpt(text: &str, offset: usize) -> String {
     const BEFORE: usize = 60;
-    const AFTER: usize = 20;
+    const LENGTH: usize = 80;
     let before = head(text, offset);
     let start: Vec<char> =
         before.chars().rev().take_while(|&c| c != '\n').take(BEFORE).map(printable).collect();
-    let rest = text[before.len()..].chars().take_while(|&c| c != '\n').take(AFTER).map(printable);
+    let rest = text[before.len()..]
+        .chars()
+        .take_while(|&c| c != '\n')
+        .take(LENGTH - start.len())
+        .map(printable);
     let mut out: String = start.iter().rev().collect();
     out.extend(rest);
     out.push('\n');

@@ -29,10 +29,10 @@ pub(crate) fn scan(text: &str) -> Result<(), Error> {
     let bytes = text.as_bytes();
     let count = |wanted: u8| bytes.iter().filter(|&&b| b == wanted).count();
     if count(b'<') > MAX_MARKUP {
-        return Err(too_large(text, None, format!("more than {MAX_MARKUP} tags")));
+        return Err(too_large(text, None, &format!("more than {MAX_MARKUP} tags")));
     }
     if count(b'=') > MAX_EQUALS {
-        return Err(too_large(text, None, format!("more than {MAX_EQUALS} attributes")));
+        return Err(too_large(text, None, &format!("more than {MAX_EQUALS} attributes")));
     }
     Scan { text, at: 0, open: Vec::new(), namespaces: 0, root_seen: false }.run()
 }
@@ -50,7 +50,7 @@ pub(crate) fn syntax(text: &str, offset: usize, message: &str) -> Error {
     }
 }
 
-fn too_large(text: &str, offset: Option<usize>, what: String) -> Error {
+fn too_large(text: &str, offset: Option<usize>, what: &str) -> Error {
     let position = offset.map(|offset| line_column(text, offset));
     Error {
         kind: ErrorKind::TooLarge,
@@ -178,18 +178,18 @@ impl<'t> Scan<'t> {
         }
         if attributes > MAX_ATTRIBUTES {
             let what = format!("more than {MAX_ATTRIBUTES} attributes in one element");
-            return Err(too_large(self.text, Some(begin), what));
+            return Err(too_large(self.text, Some(begin), &what));
         }
         if self.namespaces > MAX_NAMESPACES {
             let what = format!("more than {MAX_NAMESPACES} namespace declarations");
-            return Err(too_large(self.text, Some(begin), what));
+            return Err(too_large(self.text, Some(begin), &what));
         }
         self.root_seen = true;
         self.at = at + 1;
         if bytes[at - 1] != b'/' {
             if self.open.len() == MAX_DEPTH {
                 let what = format!("elements nested deeper than {MAX_DEPTH}");
-                return Err(too_large(self.text, Some(begin), what));
+                return Err(too_large(self.text, Some(begin), &what));
             }
             self.open.push((name, begin));
         }

@@ -23,7 +23,7 @@ pub fn to_xml(network: &Network) -> String {
         attributes.put("ipv6", "yes");
     }
     attributes.yes_no("trustGuestRxFilters", network.trust_guest_rx_filters);
-    writer.element("network", attributes, Form::Open, |w| children(w, network));
+    writer.element("network", &attributes, Form::Open, |w| children(w, network));
     writer.out
 }
 
@@ -45,24 +45,24 @@ fn children(w: &mut Writer<'_>, network: &Network) {
     bridge(w, network);
     let mut mtu = Attributes::new();
     mtu.maybe("size", network.mtu.as_ref());
-    w.element("mtu", mtu, Form::Unless, |_| {});
+    w.element("mtu", &mtu, Form::Unless, |_| {});
     let mut mac = Attributes::new();
     mac.maybe("address", network.mac.as_ref());
-    w.element("mac", mac, Form::Unless, |_| {});
+    w.element("mac", &mac, Form::Unless, |_| {});
     let mut domain = Attributes::new();
     if let Some(it) = &network.domain {
         domain.put("name", &it.name);
         domain.yes_no("localOnly", it.local_only);
         domain.yes_no("register", it.register);
     }
-    w.element("domain", domain, Form::Unless, |_| {});
+    w.element("domain", &domain, Form::Unless, |_| {});
     dns(w, &network.dns);
     if let Some(it) = &network.vlan {
         vlan(w, it);
     }
     let mut port = Attributes::new();
     port.yes_no("isolated", network.port_isolated);
-    w.element("port", port, Form::Unless, |_| {});
+    w.element("port", &port, Form::Unless, |_| {});
     for (index, it) in network.ips.iter().enumerate() {
         ip(w, it, index);
     }
@@ -76,11 +76,11 @@ fn children(w: &mut Writer<'_>, network: &Network) {
         portgroup(w, it, index);
     }
     if !network.dnsmasq_options.is_empty() {
-        w.element("dnsmasq:options", Attributes::new(), Form::Open, |w| {
+        w.element("dnsmasq:options", &Attributes::new(), Form::Open, |w| {
             for option in &network.dnsmasq_options {
                 let mut attributes = Attributes::new();
                 attributes.put("value", option);
-                w.element("dnsmasq:option", attributes, Form::Short, |_| {});
+                w.element("dnsmasq:option", &attributes, Form::Short, |_| {});
             }
         });
     }
@@ -93,22 +93,22 @@ fn forward(w: &mut Writer<'_>, forward: &Forward) {
     let mut attributes = Attributes::new();
     attributes.maybe("dev", forward.dev.as_ref());
     attributes.put("mode", forward.mode);
-    w.element("forward", attributes, Form::Short, |w| {
+    w.element("forward", &attributes, Form::Short, |w| {
         let nat = forward.nat.as_ref();
         let mut attributes = Attributes::new();
         attributes.yes_no("ipv6", nat.and_then(|nat| nat.ipv6));
-        w.element("nat", attributes, Form::Unless, |w| {
+        w.element("nat", &attributes, Form::Unless, |w| {
             if let Some((start, end)) = nat.and_then(|nat| nat.addresses) {
-                w.element("address", Attributes::span(start, end), Form::Short, |_| {});
+                w.element("address", &Attributes::span(start, end), Form::Short, |_| {});
             }
             if let Some((start, end)) = nat.and_then(|nat| nat.ports) {
-                w.element("port", Attributes::span(start, end), Form::Short, |_| {});
+                w.element("port", &Attributes::span(start, end), Form::Short, |_| {});
             }
         });
         if let Some(dev) = &forward.dev {
             let mut attributes = Attributes::new();
             attributes.put("dev", dev);
-            w.numbered("interface", 0, attributes, Form::Short, |_| {});
+            w.numbered("interface", 0, &attributes, Form::Short, |_| {});
         }
     });
 }
@@ -129,26 +129,26 @@ fn bridge(w: &mut Writer<'_>, network: &Network) {
         };
         attributes.put("macTableManager", manager);
     }
-    w.element("bridge", attributes, Form::Unless, |_| {});
+    w.element("bridge", &attributes, Form::Unless, |_| {});
 }
 
 fn dns(w: &mut Writer<'_>, dns: &Dns) {
     let mut attributes = Attributes::new();
     attributes.yes_no("enable", dns.enable);
     attributes.yes_no("forwardPlainNames", dns.forward_plain_names);
-    w.element("dns", attributes, Form::Unless, |w| {
+    w.element("dns", &attributes, Form::Unless, |w| {
         for (index, forwarder) in dns.forwarders.iter().enumerate() {
             let mut attributes = Attributes::new();
             attributes.maybe("domain", forwarder.domain.as_ref());
             attributes.maybe("addr", forwarder.addr.as_ref());
             attributes.maybe("port", forwarder.port.as_ref());
-            w.numbered("forwarder", index, attributes, Form::Short, |_| {});
+            w.numbered("forwarder", index, &attributes, Form::Short, |_| {});
         }
         for (index, txt) in dns.txts.iter().enumerate() {
             let mut attributes = Attributes::new();
             attributes.put("name", &txt.name);
             attributes.put("value", &txt.value);
-            w.numbered("txt", index, attributes, Form::Short, |_| {});
+            w.numbered("txt", index, &attributes, Form::Short, |_| {});
         }
         for (index, srv) in dns.srvs.iter().enumerate() {
             let mut attributes = Attributes::new();
@@ -159,12 +159,12 @@ fn dns(w: &mut Writer<'_>, dns: &Dns) {
             attributes.maybe("port", srv.port.as_ref());
             attributes.maybe("priority", srv.priority.as_ref());
             attributes.maybe("weight", srv.weight.as_ref());
-            w.numbered("srv", index, attributes, Form::Short, |_| {});
+            w.numbered("srv", index, &attributes, Form::Short, |_| {});
         }
         for (index, host) in dns.hosts.iter().enumerate() {
             let mut attributes = Attributes::new();
             attributes.put("ip", host.ip);
-            w.numbered("host", index, attributes, Form::Open, |w| {
+            w.numbered("host", index, &attributes, Form::Open, |w| {
                 for name in &host.hostnames {
                     w.text("hostname", name);
                 }
@@ -178,7 +178,7 @@ fn vlan(w: &mut Writer<'_>, vlan: &Vlan) {
     if vlan.trunk {
         attributes.put("trunk", "yes");
     }
-    w.element("vlan", attributes, Form::Open, |w| {
+    w.element("vlan", &attributes, Form::Open, |w| {
         for (index, tag) in vlan.tags.iter().enumerate() {
             let mut attributes = Attributes::new();
             attributes.put("id", tag.id);
@@ -189,7 +189,7 @@ fn vlan(w: &mut Writer<'_>, vlan: &Vlan) {
                 };
                 attributes.put("nativeMode", mode);
             }
-            w.numbered("tag", index, attributes, Form::Short, |_| {});
+            w.numbered("tag", index, &attributes, Form::Short, |_| {});
         }
     });
 }
@@ -202,11 +202,11 @@ fn ip(w: &mut Writer<'_>, ip: &Ip, index: usize) {
     attributes.put("address", ip.net.addr());
     attributes.prefix(ip.notation, ip.net);
     attributes.yes_no("localPtr", ip.local_ptr);
-    w.numbered("ip", index, attributes, Form::Open, |w| {
+    w.numbered("ip", index, &attributes, Form::Open, |w| {
         let mut tftp = Attributes::new();
         tftp.maybe("root", ip.tftp_root.as_ref());
-        w.element("tftp", tftp, Form::Unless, |_| {});
-        w.element("dhcp", Attributes::new(), Form::Unless, |w| {
+        w.element("tftp", &tftp, Form::Unless, |_| {});
+        w.element("dhcp", &Attributes::new(), Form::Unless, |w| {
             if let Some(it) = &ip.dhcp {
                 dhcp(w, it);
             }
@@ -217,7 +217,7 @@ fn ip(w: &mut Writer<'_>, ip: &Ip, index: usize) {
 fn dhcp(w: &mut Writer<'_>, dhcp: &Dhcp) {
     for (index, DhcpRange { start, end, lease }) in dhcp.ranges.iter().enumerate() {
         let attributes = Attributes::span(start, end);
-        w.numbered("range", index, attributes, Form::Short, |w| self::lease(w, *lease));
+        w.numbered("range", index, &attributes, Form::Short, |w| self::lease(w, *lease));
     }
     for (index, DhcpHost { mac, id, name, ip, lease }) in dhcp.hosts.iter().enumerate() {
         let mut attributes = Attributes::new();
@@ -225,13 +225,13 @@ fn dhcp(w: &mut Writer<'_>, dhcp: &Dhcp) {
         attributes.maybe("id", id.as_ref());
         attributes.maybe("name", name.as_ref());
         attributes.put("ip", ip);
-        w.numbered("host", index, attributes, Form::Short, |w| self::lease(w, *lease));
+        w.numbered("host", index, &attributes, Form::Short, |w| self::lease(w, *lease));
     }
     if let Some(bootp) = &dhcp.bootp {
         let mut attributes = Attributes::new();
         attributes.put("file", &bootp.file);
         attributes.maybe("server", bootp.server.as_ref());
-        w.element("bootp", attributes, Form::Short, |_| {});
+        w.element("bootp", &attributes, Form::Short, |_| {});
     }
 }
 
@@ -248,7 +248,7 @@ fn lease(w: &mut Writer<'_>, lease: Option<LeaseTime>) {
             attributes.put("unit", unit);
         }
     }
-    w.element("lease", attributes, Form::Unless, |_| {});
+    w.element("lease", &attributes, Form::Unless, |_| {});
 }
 
 fn route(w: &mut Writer<'_>, route: &Route, index: usize) {
@@ -260,18 +260,18 @@ fn route(w: &mut Writer<'_>, route: &Route, index: usize) {
     attributes.prefix(route.notation, route.net);
     attributes.put("gateway", route.gateway);
     attributes.maybe("metric", route.metric.as_ref());
-    w.numbered("route", index, attributes, Form::Short, |_| {});
+    w.numbered("route", index, &attributes, Form::Short, |_| {});
 }
 
 fn virtualport(w: &mut Writer<'_>, port: &VirtualPort) {
     let mut attributes = Attributes::new();
     attributes.maybe("type", port.kind.as_ref());
-    w.element("virtualport", attributes, Form::Short, |w| {
+    w.element("virtualport", &attributes, Form::Short, |w| {
         let mut attributes = Attributes::new();
         for (name, value) in &port.parameters {
             attributes.put(name, value);
         }
-        w.element("parameters", attributes, Form::Unless, |_| {});
+        w.element("parameters", &attributes, Form::Unless, |_| {});
     });
 }
 
@@ -282,7 +282,7 @@ fn portgroup(w: &mut Writer<'_>, group: &PortGroup, index: usize) {
         attributes.put("default", "yes");
     }
     attributes.yes_no("trustGuestRxFilters", group.trust_guest_rx_filters);
-    w.numbered("portgroup", index, attributes, Form::Open, |w| {
+    w.numbered("portgroup", index, &attributes, Form::Open, |w| {
         if let Some(it) = &group.vlan {
             vlan(w, it);
         }
@@ -367,7 +367,7 @@ impl<'n> Writer<'n> {
         &mut self,
         name: &str,
         index: usize,
-        attributes: Attributes,
+        attributes: &Attributes,
         form: Form,
         children: impl FnOnce(&mut Self),
     ) {
@@ -380,7 +380,7 @@ impl<'n> Writer<'n> {
     fn element(
         &mut self,
         name: &str,
-        attributes: Attributes,
+        attributes: &Attributes,
         form: Form,
         children: impl FnOnce(&mut Self),
     ) {

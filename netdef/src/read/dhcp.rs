@@ -129,21 +129,19 @@ fn check_range(
             );
         }
     }
-    if distance(start, end) > 65535 {
+    // libvirt's bounds: 65536 addresses, of IPv6 in one /112.
+    let too_large = match (start, end) {
+        (IpAddr::V4(start), IpAddr::V4(end)) => end.to_bits() - start.to_bits() > 65535,
+        (IpAddr::V6(start), IpAddr::V6(end)) => end.to_bits() >> 16 != start.to_bits() >> 16,
+        _ => true,
+    };
+    if too_large {
         return fail(
             format!("range {start} - {end} is too large (> 65535)"),
             "use a smaller range",
         );
     }
     Ok(())
-}
-
-fn distance(start: IpAddr, end: IpAddr) -> u128 {
-    match (start, end) {
-        (IpAddr::V4(start), IpAddr::V4(end)) => u128::from(end.to_bits() - start.to_bits()),
-        (IpAddr::V6(start), IpAddr::V6(end)) => end.to_bits() - start.to_bits(),
-        _ => u128::MAX,
-    }
 }
 
 fn hosts(reader: &mut Reader<'_>, node: Node<'_>, net: IpNet) -> Result<Vec<DhcpHost>> {

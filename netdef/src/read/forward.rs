@@ -48,6 +48,11 @@ pub(super) fn read(reader: &mut Reader<'_>, root: Node<'_>) -> Result<Forward> {
             });
         }
     };
+    if let Some(second) = children(node, "nat").nth(1) {
+        let message =
+            format!("Only one <nat> element is allowed in <forward> of network {}", reader.name);
+        return Err(reader.xml(second, message).remedy("keep one of them"));
+    }
     reader.shape(node, &FORWARD)?;
     for name in ["pf", "address", "driver"] {
         if let Some(found) = first(node, name) {

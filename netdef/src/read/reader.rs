@@ -86,11 +86,11 @@ impl<'d> Reader<'d> {
 
     // Errors. The prefixes are those that virsh prints for libvirt's error codes.
 
-    fn error(&self, kind: ErrorKind, node: Node<'_>, offset: usize, message: String) -> Error {
+    fn error(&self, kind: ErrorKind, node: Node<'_>, offset: usize, message: &str) -> Error {
         let (line, column) = line_column(self.text, offset);
         Error {
             kind,
-            message,
+            message: printable(message),
             line: Some(line),
             column: Some(column),
             element: Some(path(node)),
@@ -111,12 +111,12 @@ impl<'d> Reader<'d> {
         message: impl AsRef<str>,
     ) -> Error {
         let message = format!("XML error: {}", message.as_ref());
-        self.error(ErrorKind::Invalid, node, offset(node, attribute), message)
+        self.error(ErrorKind::Invalid, node, offset(node, attribute), &message)
     }
 
     /// No prefix (libvirt's `VIR_ERR_XML_DETAIL`).
     pub(super) fn detail(&self, node: Node<'_>, message: impl Into<String>) -> Error {
-        self.error(ErrorKind::Invalid, node, node.range().start, message.into())
+        self.error(ErrorKind::Invalid, node, node.range().start, &message.into())
     }
 
     pub(super) fn detail_at(
@@ -125,7 +125,7 @@ impl<'d> Reader<'d> {
         attribute: &str,
         message: impl Into<String>,
     ) -> Error {
-        self.error(ErrorKind::Invalid, node, offset(node, attribute), message.into())
+        self.error(ErrorKind::Invalid, node, offset(node, attribute), &message.into())
     }
 
     /// `internal error: …`, which libvirt says of DHCP ranges and malformed UUIDs.
@@ -136,7 +136,7 @@ impl<'d> Reader<'d> {
     /// `unsupported configuration: …` (libvirt's `VIR_ERR_CONFIG_UNSUPPORTED`).
     pub(super) fn unsupported(&self, node: Node<'_>, message: impl AsRef<str>) -> Error {
         let message = format!("unsupported configuration: {}", message.as_ref());
-        self.error(ErrorKind::Unsupported, node, node.range().start, message)
+        self.error(ErrorKind::Unsupported, node, node.range().start, &message)
     }
 
     pub(super) fn unsupported_at(
@@ -146,7 +146,7 @@ impl<'d> Reader<'d> {
         message: impl AsRef<str>,
     ) -> Error {
         let message = format!("unsupported configuration: {}", message.as_ref());
-        self.error(ErrorKind::Unsupported, node, offset(node, attribute), message)
+        self.error(ErrorKind::Unsupported, node, offset(node, attribute), &message)
     }
 
     pub(super) fn warn(&mut self, node: Node<'_>, message: impl Into<String>) {
@@ -156,7 +156,8 @@ impl<'d> Reader<'d> {
         }
         let (line, column) = line_column(self.text, node.range().start);
         let element = path(node);
-        self.warnings.push(Warning { message: message.into(), line, column, element });
+        let message = printable(&message.into());
+        self.warnings.push(Warning { message, line, column, element });
     }
 
     /// Checks what stands in the element against its shape: unknown attributes are warned about,
@@ -225,6 +226,20 @@ impl<'d> Reader<'d> {
         self.unmodelled.push(Unmodelled { parent, name: name.to_owned(), xml });
         Ok(())
     }
+}
+
+/// Values of the document stand in messages: no control characters, and not megabytes.
+fn printable(message: &str) -> String {
+    const MOST: usize = 400;
+    let mut out = String::with_capacity(message.len().min(4 * MOST));
+    for (count, c) in message.chars().enumerate() {
+        if count == MOST {
+            out.push('…');
+            break;
+        }
+        if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    out
 }
 
 impl Error {

@@ -13,7 +13,7 @@ const XML: &str = "http://www.w3.org/XML/1998/namespace";
 pub(super) fn element(node: Node<'_>, level: usize) -> String {
     let outer = outer_namespaces(node);
     let mut out = String::new();
-    write_element(&mut out, node, level, true, &outer, |_| true);
+    write_element(&mut out, node, level, true, &outer, &|_| true);
     out
 }
 
@@ -23,7 +23,7 @@ pub(super) fn metadata(node: Node<'_>, level: usize) -> String {
     let outer = outer_namespaces(node);
     let keep: BTreeSet<_> = sanitized(node).map(|child| child.id().get()).collect();
     let mut out = String::new();
-    write_element(&mut out, node, level, true, &outer, |child| keep.contains(&child.id().get()));
+    write_element(&mut out, node, level, true, &outer, &|child| keep.contains(&child.id().get()));
     out
 }
 
@@ -90,12 +90,12 @@ fn write_element<'d>(
     level: usize,
     format: bool,
     outer: &Declarations<'d>,
-    keep: impl Fn(Node<'d>) -> bool,
+    keep: &dyn Fn(Node<'d>) -> bool,
 ) {
     let name = source_name(node);
     out.push('<');
     out.push_str(name);
-    for (prefix, uri) in outer.iter().copied().chain(own_namespaces(node)) {
+    for (prefix, uri) in own_namespaces(node).chain(outer.iter().copied()) {
         out.push_str(" xmlns");
         if let Some(prefix) = prefix {
             out.push(':');
@@ -128,7 +128,7 @@ fn write_element<'d>(
         match child {
             Kept::Text(text) => escape_text(out, text),
             Kept::Node(child) if child.is_element() => {
-                write_element(out, child, level + 1, format, &BTreeSet::new(), |_| true);
+                write_element(out, child, level + 1, format, &BTreeSet::new(), &|_| true);
             }
             Kept::Node(child) => out.push_str(&child.document().input_text()[child.range()]),
         }
