@@ -12,6 +12,7 @@ mod frame_io;
 pub mod lease;
 pub mod name;
 mod service;
+mod sys;
 mod time;
 
 pub use event::{LeaseEvent, Removal};

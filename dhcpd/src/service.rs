@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::Sender;
@@ -11,6 +11,7 @@ use uuid::Uuid;
 use crate::dhcp_thread::{Command, DhcpThread, Shared};
 use crate::dhcp4::{self, Counters, Engine};
 use crate::dns;
+use crate::dns::Dns;
 use crate::dns::names::{Names, StaticNames};
 use crate::event::LeaseEvent;
 use crate::frame_io::{FrameIo, Waker};
@@ -55,9 +56,10 @@ pub enum ServiceError {
 
 /// The running services of one network. Dropping it stops them.
 pub struct Service {
-    config: ServiceConfig,
+    config: Mutex<ServiceConfig>,
     names: Arc<Names>,
     dhcp: Option<Dhcp>,
+    dns: Option<Dns>,
 }
 
 /// The handle of the DHCP thread.
@@ -83,6 +85,7 @@ impl Service {
         if let Some(dns) = &config.dns {
             names.configure(dns, &static_names(config.dhcp4.as_ref()));
         }
+        let dns = config.dns.as_ref().map(|dns| Dns::start(dns, names.clone())).transpose()?;
         let dhcp = match &config.dhcp4 {
             None => None,
             Some(dhcp4) => {
@@ -90,7 +93,7 @@ impl Service {
                 Some(Dhcp::start(&config, dhcp4.clone(), io, Box::new(events), &names)?)
             }
         };
-        Ok(Self { config, names, dhcp })
+        Ok(Self { config: Mutex::new(config), names, dhcp, dns })
     }
 
     /// The current leases, by address.
@@ -105,17 +108,24 @@ impl Service {
         self.dhcp.as_ref().map(|dhcp| dhcp.shared.counters()).unwrap_or_default()
     }
 
+    /// What the DNS server has seen and done.
+    #[must_use]
+    pub fn dns_counters(&self) -> Option<&dns::Counters> {
+        self.dns.as_ref().map(|dns| &*dns.counters)
+    }
+
     /// Takes a new configuration; leases and the DNS cache stay.
     ///
     /// # Errors
     /// The old configuration stays in force.
-    pub fn reload(&mut self, config: ServiceConfig) -> Result<(), ServiceError> {
+    pub fn reload(&self, config: ServiceConfig) -> Result<(), ServiceError> {
+        let mut current = self.config.lock().unwrap_or_else(PoisonError::into_inner);
         let listen = |config: &ServiceConfig| {
             config.dns.as_ref().map(|dns| (dns.listen.clone(), dns.port, dns.interface.clone()))
         };
-        if config.dhcp4.is_some() != self.config.dhcp4.is_some()
-            || config.lease_file != self.config.lease_file
-            || listen(&config) != listen(&self.config)
+        if config.dhcp4.is_some() != current.dhcp4.is_some()
+            || config.lease_file != current.lease_file
+            || listen(&config) != listen(&current)
         {
             return Err(ServiceError::NotReloadable);
         }
@@ -126,8 +136,11 @@ impl Service {
         }
         if let Some(dns) = &config.dns {
             self.names.configure(dns, &static_names(config.dhcp4.as_ref()));
+            if let Some(running) = &self.dns {
+                running.reload(dns);
+            }
         }
-        self.config = config;
+        *current = config;
         Ok(())
     }
 
