@@ -63,6 +63,12 @@ pub struct Store {
 }
 
 impl Store {
+    /// For reading only: makes nothing.
+    #[must_use]
+    pub fn at(instance: &Instance) -> Self {
+        Self { instance: instance.clone() }
+    }
+
     /// Creates the directories that are missing, with the modes that they need.
     ///
     /// # Errors
@@ -117,6 +123,14 @@ impl Store {
         self.instance.run_dir().join("port")
     }
 
+    /// What is in [`Self::sockets_dir`].
+    #[must_use]
+    pub fn sockets(&self) -> Vec<PathBuf> {
+        std::fs::read_dir(self.sockets_dir())
+            .map(|entries| entries.filter_map(|entry| Some(entry.ok()?.path())).collect())
+            .unwrap_or_default()
+    }
+
     /// Lock file of the instance.
     #[must_use]
     pub fn lock_path(instance: &Instance) -> PathBuf {
@@ -156,7 +170,14 @@ fn read(path: &Path) -> Result<Vec<u8>, StoreError> {
 /// Paths in the directory with this extension, in order of name.
 fn documents(dir: &Path, extension: &str) -> Result<Vec<PathBuf>, StoreError> {
     let mut paths = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(StoreError::io("list", dir))? {
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(paths),
+        Err(source) => {
+            return Err(StoreError::Io { what: "list", path: dir.to_owned(), source });
+        }
+    };
+    for entry in entries {
         let path = entry.map_err(StoreError::io("list", dir))?.path();
         if path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(extension))
             && !path.is_dir()

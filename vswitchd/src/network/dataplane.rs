@@ -1,0 +1,191 @@
+//! The datapath as this module uses it. Its calls wait for the workers to let go of the old
+//! configuration, so they run away from the threads that serve requests.
+
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::time::Duration;
+
+use api::{PortState, Problem};
+use datapath::{BridgeSpec, Datapath, PortIo, PortSpec};
+use switch::{Role, VlanMode};
+use uuid::Uuid;
+use wire::MacAddr;
+
+use super::problem;
+use super::services::Trap;
+
+/// How long an address is remembered that is not seen any more (as Linux bridges do).
+const AGEING: Duration = Duration::from_secs(300);
+/// Frames that may wait for an engine.
+const TRAP_QUEUE: usize = 1024;
+
+/// A bridge to be made.
+#[derive(Clone, Debug)]
+pub(super) struct BridgeSettings {
+    pub(super) name: String,
+    pub(super) mtu: u32,
+    pub(super) trap_dhcp4: bool,
+    pub(super) gateway_v4: Vec<Ipv4Addr>,
+}
+
+/// A port to be made.
+#[derive(Clone, Debug)]
+pub(super) struct PortSettings {
+    pub(super) id: Uuid,
+    pub(super) name: String,
+    pub(super) bridge: Uuid,
+    pub(super) mac: MacAddr,
+    pub(super) role: Role,
+    pub(super) vlan: VlanMode,
+    pub(super) isolated: bool,
+    pub(super) mtu: u32,
+}
+
+impl PortSettings {
+    fn spec(self, io: PortIo) -> PortSpec {
+        PortSpec {
+            id: self.id,
+            name: self.name,
+            bridge: self.bridge,
+            mac: self.mac,
+            role: self.role,
+            vlan: self.vlan,
+            isolated: self.isolated,
+            mtu: self.mtu,
+            io,
+        }
+    }
+}
+
+/// A handle to the datapath.
+#[derive(Clone, Debug)]
+pub(super) struct Dataplane {
+    datapath: Datapath,
+}
+
+impl Dataplane {
+    pub(super) fn new(datapath: Datapath) -> Self {
+        Self { datapath }
+    }
+
+    async fn call<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&Datapath) -> Result<T, datapath::Error> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let datapath = self.datapath.clone();
+        tokio::task::spawn_blocking(move || call(&datapath))
+            .await
+            .map_err(|error| problem::inner(&error))?
+            .map_err(|error| problem::inner(&error))
+    }
+
+    pub(super) async fn add_bridge(
+        &self,
+        id: Uuid,
+        settings: BridgeSettings,
+    ) -> Result<(), Problem> {
+        self.call(move |datapath| {
+            let spec = BridgeSpec {
+                hub: false,
+                ageing: AGEING,
+                mtu: settings.mtu,
+                trap_dhcp4: settings.trap_dhcp4,
+                gateway_v4: settings.gateway_v4,
+            };
+            datapath.add_bridge(id, &settings.name, spec)
+        })
+        .await
+    }
+
+    pub(super) async fn remove_bridge(&self, id: Uuid) -> Result<(), Problem> {
+        self.call(move |datapath| datapath.remove_bridge(id)).await
+    }
+
+    async fn add(&self, settings: PortSettings, io: PortIo) -> Result<(), Problem> {
+        self.call(move |datapath| datapath.add_port(settings.spec(io))).await
+    }
+
+    pub(super) async fn add_vhost_user(
+        &self,
+        settings: PortSettings,
+        listener: UnixListener,
+        queue_pairs: u16,
+    ) -> Result<(), Problem> {
+        self.add(settings, PortIo::VhostUser { listener, queue_pairs }).await
+    }
+
+    pub(super) async fn add_tap(
+        &self,
+        settings: PortSettings,
+        queues: Vec<OwnedFd>,
+    ) -> Result<(), Problem> {
+        self.add(settings, PortIo::Tap { queues }).await
+    }
+
+    pub(super) async fn add_packet(
+        &self,
+        settings: PortSettings,
+        socket: OwnedFd,
+    ) -> Result<(), Problem> {
+        self.add(settings, PortIo::Packet { socket }).await
+    }
+
+    /// The internal port to which the bridge's DHCP goes.
+    pub(super) async fn add_trap(&self, id: Uuid, bridge: Uuid) -> Result<Trap, Problem> {
+        let (port, handle) = datapath::internal(TRAP_QUEUE);
+        let settings = PortSettings {
+            id,
+            name: "dhcp".to_owned(),
+            bridge,
+            mac: MacAddr::ZERO,
+            role: Role::Internal,
+            vlan: VlanMode::transparent(),
+            isolated: false,
+            mtu: super::tables::DEFAULT_MTU,
+        };
+        self.add(settings, PortIo::Internal(port)).await?;
+        Ok(Trap(handle))
+    }
+
+    pub(super) async fn remove_port(&self, id: Uuid) -> Result<(), Problem> {
+        self.call(move |datapath| datapath.remove_port(id)).await
+    }
+
+    /// State of a port that is in the datapath, and why it is so.
+    pub(super) fn status(&self, id: Uuid) -> Option<(PortState, Option<String>)> {
+        let status = self.datapath.port_status(id)?;
+        Some((state(status.state), status.reason))
+    }
+
+    /// Counters of a port that is in the datapath. Drops by reason, only those that occurred.
+    pub(super) fn stats(&self, id: Uuid) -> Option<api::PortStats> {
+        let stats = self.datapath.port_stats(id)?;
+        Some(api::PortStats {
+            rx_packets: stats.rx_packets,
+            rx_bytes: stats.rx_bytes,
+            tx_packets: stats.tx_packets,
+            tx_bytes: stats.tx_bytes,
+            drops: stats
+                .drops
+                .iter()
+                .filter(|(_, count)| *count != 0)
+                .map(|(reason, count)| (reason.as_str().to_owned(), *count))
+                .collect(),
+        })
+    }
+
+    pub(super) fn fdb(&self, bridge: Uuid) -> Vec<datapath::FdbEntry> {
+        self.datapath.fdb(bridge)
+    }
+}
+
+/// The API's word for the datapath's state.
+pub(super) fn state(state: datapath::PortState) -> PortState {
+    match state {
+        datapath::PortState::Listening => PortState::Listening,
+        datapath::PortState::Up => PortState::Up,
+        datapath::PortState::Gone => PortState::Gone,
+        datapath::PortState::Quarantined => PortState::Quarantined,
+    }
+}

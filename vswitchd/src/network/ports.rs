@@ -1,0 +1,248 @@
+//! What users do to ports: add and delete.
+
+use api::{Code, EventKind, PortAdd, PortInfo, PortKind, PortState, Problem};
+use uuid::Uuid;
+
+use super::commit::Write;
+use super::definition::random_mac;
+use super::problem::about;
+use super::raise::Raised;
+use super::tables::Port;
+use super::{Manager, Operation, profile};
+use crate::store::PortDocument;
+
+/// Names of ports: `[A-Za-z0-9][A-Za-z0-9_.-]{0,31}`.
+fn is_port_name(name: &str) -> bool {
+    let bytes = name.as_bytes();
+    bytes.first().is_some_and(u8::is_ascii_alphanumeric)
+        && bytes.len() <= 32
+        && bytes.iter().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(b))
+}
+
+fn invalid(object: &str, title: String, remedy: &str) -> Problem {
+    Problem {
+        remedy: Some(remedy.to_owned()),
+        ..about(Code::InvalidArgument, object, title)
+    }
+}
+
+/// Interface names as the kernel takes them (`dev_valid_name`).
+fn check_ifname(name: &str) -> Result<(), Problem> {
+    let bad = name.is_empty()
+        || name.len() > 15
+        || name == "."
+        || name == ".."
+        || name.contains(['/', ':', '%'])
+        || name.contains(|c: char| c.is_whitespace() || c.is_control());
+    if bad {
+        return Err(invalid(
+            name,
+            format!("'{}' cannot be the name of an interface", name.escape_debug()),
+            "use 1 to 15 characters, without '/', ':', '%' and spaces",
+        ));
+    }
+    Ok(())
+}
+
+impl Manager {
+    /// Adds a port; in an active network it comes up.
+    ///
+    /// # Errors
+    /// A bad or taken name, a setting that the network does not have, what could not be made.
+    /// Nothing is left of a port that was not added.
+    pub async fn add_port(
+        &self,
+        _operation: &Operation<'_>,
+        network: &str,
+        request: PortAdd,
+    ) -> Result<PortInfo, Problem> {
+        let (network, live, definition) = {
+            let tables = self.tables();
+            let found = tables.network(network)?;
+            let live = found.live.as_ref().map(|live| live.definition.clone());
+            (found.uuid, live, found.current().cloned())
+        };
+        self.check_request(&request)?;
+        if let Some(definition) = &definition {
+            profile::resolve(definition, &request.profile)?;
+        }
+        let mac = match request.mac {
+            Some(mac) if mac.is_station() => mac,
+            Some(mac) => {
+                return Err(invalid(
+                    &mac.to_string(),
+                    format!("{mac} cannot be a guest's MAC address"),
+                    "use a unicast address that is not zero, or none to get one",
+                ));
+            }
+            None => self.free_mac()?,
+        };
+        let uuid = request.uuid.unwrap_or_else(Uuid::new_v4);
+        let document = PortDocument::new(
+            uuid,
+            request.name,
+            network,
+            request.port,
+            mac,
+            request.profile,
+        );
+        let raised = match &live {
+            Some(definition) => self.raise(&document, definition).await?,
+            None => Raised { undo: Vec::new(), state: PortState::Down, reason: None },
+        };
+        let undo = raised.undo.clone();
+        let name = document.name.clone();
+        let committed = self
+            .commit(vec![Write::Port(document.clone())], |tables| {
+                let network = tables
+                    .networks
+                    .get(&network)
+                    .map_or_else(|| network.to_string(), |network| network.name.clone());
+                let Raised { undo, state, reason } = raised;
+                tables.ports.insert(uuid, Port { document, state, reason, undo });
+                vec![EventKind::PortAdded { network, port: name.clone(), uuid }]
+            })
+            .await;
+        if let Err(error) = committed {
+            self.undo(undo).await;
+            return Err(error);
+        }
+        self.settle_state(uuid);
+        let info = self.port(&uuid.to_string())?;
+        tracing::info!(network = %info.network, port = %name, mac = %mac, %uuid, "port added");
+        Ok(info)
+    }
+
+    fn check_request(&self, request: &PortAdd) -> Result<(), Problem> {
+        let name = &request.name;
+        if !is_port_name(name) {
+            return Err(invalid(
+                name,
+                format!("invalid port name '{}'", name.escape_debug()),
+                "use 1 to 32 letters, digits, '_', '.' and '-', starting with a letter or digit",
+            ));
+        }
+        {
+            let tables = self.tables();
+            let taken = tables
+                .port_named(name)
+                .or_else(|| tables.ports.get(&request.uuid.unwrap_or_default()));
+            if let Some(port) = taken {
+                let network = tables.networks.get(&port.document.network);
+                let network = network.map_or("?", |network| network.name.as_str());
+                return Err(about(
+                    Code::PortExists,
+                    &port.document.name,
+                    format!(
+                        "port '{}' already exists in network '{network}' with uuid {}",
+                        port.document.name, port.document.uuid
+                    ),
+                ));
+            }
+        }
+        match &request.port {
+            PortKind::VhostUser { group, queue_pairs } => {
+                self.socket_path(name)?;
+                if !(1..=128).contains(queue_pairs) {
+                    return Err(invalid(
+                        name,
+                        format!("{queue_pairs} queue pairs are not possible"),
+                        "use 1 to 128",
+                    ));
+                }
+                if let Some(group) = group {
+                    crate::group::id(group)
+                        .map_err(|error| about(Code::InvalidArgument, group, error.to_string()))?;
+                }
+                Ok(())
+            }
+            PortKind::Namespace { netns, ifname } => {
+                if netns.is_empty() || netns.contains('\0') {
+                    return Err(invalid(
+                        name,
+                        "the network namespace has no name".to_owned(),
+                        "name one in /run/netns, or give a path",
+                    ));
+                }
+                check_ifname(ifname)
+            }
+            PortKind::Tap { ifname } | PortKind::Packet { ifname } => check_ifname(ifname),
+        }
+    }
+
+    fn free_mac(&self) -> Result<wire::MacAddr, Problem> {
+        loop {
+            let mac = random_mac()?;
+            let tables = self.tables();
+            let definitions =
+                tables.networks.values().filter_map(|network| network.current()?.mac);
+            let ports = tables.ports.values().map(|port| port.document.mac);
+            if definitions.chain(ports).all(|taken| taken != mac) {
+                return Ok(mac);
+            }
+        }
+    }
+
+    /// Deletes a port and everything that it made.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn delete_port(
+        &self,
+        _operation: &Operation<'_>,
+        wanted: &str,
+    ) -> Result<(), Problem> {
+        let (uuid, name, network_uuid) = {
+            let tables = self.tables();
+            let port = tables.port(wanted)?;
+            (port.document.uuid, port.document.name.clone(), port.document.network)
+        };
+        let mut undo = Vec::new();
+        let mut services = None;
+        let mut network_name = String::new();
+        self.commit(vec![Write::RemovePort(uuid)], |tables| {
+            if let Some(port) = tables.ports.remove(&uuid) {
+                undo = port.undo;
+            }
+            if let Some(network) = tables.networks.get(&network_uuid) {
+                network_name.clone_from(&network.name);
+                services = network.live.as_ref().and_then(|live| live.services.clone());
+            }
+            let network = network_name.clone();
+            vec![EventKind::PortDeleted { network, port: name.clone(), uuid }]
+        })
+        .await?;
+        self.undo(undo).await;
+        if let Some(services) = services {
+            // Its leases end with it. The engine answers on its own thread.
+            let _ = tokio::task::spawn_blocking(move || services.port_removed(uuid)).await;
+        }
+        tracing::info!(network = %network_name, port = %name, %uuid, "port deleted");
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn port_names() {
+        for good in ["a", "web1", "0-a_b.c", &"x".repeat(32)] {
+            assert!(is_port_name(good), "{good}");
+        }
+        for bad in ["", "-a", ".a", "a/b", "a b", "a\n", "é", &"x".repeat(33)] {
+            assert!(!is_port_name(bad), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn interface_names() {
+        for good in ["eth0", "a.1", "fifteen-letters"] {
+            check_ifname(good).expect(good);
+        }
+        for bad in ["", ".", "..", "a/b", "a b", "a:1", "%d", "sixteen-letters-"] {
+            assert!(check_ifname(bad).is_err(), "{bad:?}");
+        }
+    }
+}

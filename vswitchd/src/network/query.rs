@@ -1,0 +1,184 @@
+//! What users ask. Nothing here waits for a change that is under way.
+
+use std::sync::Arc;
+
+use api::{
+    FdbEntry, InstanceInfo, Lease, NetworkInfo, PortInfo, PortKind, PortState, PortStats, Problem,
+};
+use netdef::model::ForwardMode;
+use uuid::Uuid;
+
+use super::Manager;
+use super::tables::{DEFAULT_MTU, Network, Port, Tables, mtu};
+
+impl Manager {
+    #[must_use]
+    pub fn instance(&self) -> InstanceInfo {
+        InstanceInfo {
+            name: self.store.instance().name().to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            revision: self.bus.revision(),
+            workers: self.config.workers,
+        }
+    }
+
+    /// All networks, by name.
+    #[must_use]
+    pub fn networks(&self) -> Vec<NetworkInfo> {
+        let tables = self.tables();
+        let mut list: Vec<_> =
+            tables.networks.values().map(|network| network_info(&tables, network)).collect();
+        list.sort_by(|a, b| a.name.cmp(&b.name));
+        list
+    }
+
+    /// # Errors
+    /// When there is no such network.
+    pub fn network(&self, wanted: &str) -> Result<NetworkInfo, Problem> {
+        let tables = self.tables();
+        Ok(network_info(&tables, tables.network(wanted)?))
+    }
+
+    /// The definition in force, or the persistent one.
+    ///
+    /// # Errors
+    /// When there is no such network, or a transient one has no persistent definition.
+    pub fn xml(&self, wanted: &str, inactive: bool) -> Result<String, Problem> {
+        let tables = self.tables();
+        let network = tables.network(wanted)?;
+        let persistent = network.persistent.as_ref().filter(|_| inactive);
+        // As virsh does, a transient network shows what it has.
+        let definition = persistent.or(network.current());
+        definition
+            .map(|definition| netdef::to_xml(definition))
+            .ok_or_else(|| super::problem::network_not_found(wanted))
+    }
+
+    /// Current leases, by MAC; none when the network is inactive.
+    ///
+    /// # Errors
+    /// When there is no such network.
+    pub fn leases(&self, wanted: &str) -> Result<Vec<Lease>, Problem> {
+        let services = {
+            let tables = self.tables();
+            tables.network(wanted)?.live.as_ref().and_then(|live| live.services.clone())
+        };
+        let mut leases = match services {
+            Some(services) => services.leases(|port| self.port_name(port)),
+            None => Vec::new(),
+        };
+        leases.sort_by_key(|lease| (lease.mac, lease.ip));
+        Ok(leases)
+    }
+
+    /// # Errors
+    /// When there is no such network.
+    pub fn fdb(&self, wanted: &str) -> Result<Vec<FdbEntry>, Problem> {
+        let (uuid, gateway) = {
+            let tables = self.tables();
+            let network = tables.network(wanted)?;
+            let Some(live) = &network.live else { return Ok(Vec::new()) };
+            let definition = &live.definition;
+            let gateway = definition.bridge.name.clone().or(definition.forward.dev.clone());
+            (network.uuid, gateway.unwrap_or_else(|| network.name.clone()))
+        };
+        let mut entries: Vec<_> = self
+            .dataplane
+            .fdb(uuid)
+            .into_iter()
+            .map(|entry| FdbEntry {
+                port: if entry.port == uuid {
+                    gateway.clone()
+                } else {
+                    self.port_name(entry.port).unwrap_or_else(|| entry.port.to_string())
+                },
+                vlan: entry.vlan,
+                mac: entry.mac,
+                age: entry.age.map(|age| age.as_secs()),
+            })
+            .collect();
+        entries.sort_by_key(|entry| (entry.vlan, entry.mac));
+        Ok(entries)
+    }
+
+    /// Ports by name, of one network or of all.
+    ///
+    /// # Errors
+    /// When there is no such network.
+    pub fn ports(&self, network: Option<&str>) -> Result<Vec<PortInfo>, Problem> {
+        let tables = self.tables();
+        let only = network.map(|wanted| tables.network(wanted)).transpose()?.map(|n| n.uuid);
+        let mut list: Vec<_> = tables
+            .ports
+            .values()
+            .filter(|port| only.is_none_or(|only| port.document.network == only))
+            .map(|port| self.port_info(&tables, port))
+            .collect();
+        list.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(list)
+    }
+
+    /// # Errors
+    /// When there is no such port.
+    pub fn port(&self, wanted: &str) -> Result<PortInfo, Problem> {
+        let tables = self.tables();
+        Ok(self.port_info(&tables, tables.port(wanted)?))
+    }
+
+    /// Counters since the port came up; zero while it is down.
+    ///
+    /// # Errors
+    /// When there is no such port.
+    pub fn stats(&self, wanted: &str) -> Result<PortStats, Problem> {
+        let uuid = self.tables().port(wanted)?.document.uuid;
+        Ok(self.dataplane.stats(uuid).unwrap_or_default())
+    }
+
+    /// Name of a port that exists.
+    pub(super) fn port_name(&self, uuid: Uuid) -> Option<String> {
+        self.tables().ports.get(&uuid).map(|port| port.document.name.clone())
+    }
+
+    fn port_info(&self, tables: &Tables, port: &Port) -> PortInfo {
+        let document = &port.document;
+        let network = tables.networks.get(&document.network);
+        let socket = match document.port {
+            PortKind::VhostUser { .. } => Some(self.store.instance().port_socket(&document.name)),
+            _ => None,
+        };
+        PortInfo {
+            name: document.name.clone(),
+            uuid: document.uuid,
+            network: network
+                .map_or_else(|| document.network.to_string(), |network| network.name.clone()),
+            port: document.port.clone(),
+            mac: document.mac,
+            profile: document.profile.clone(),
+            state: port.state,
+            reason: port.reason.clone().filter(|_| port.state != PortState::Up),
+            socket,
+            mtu: network.and_then(Network::current).map_or(DEFAULT_MTU, |model| mtu(model)),
+        }
+    }
+}
+
+fn network_info(tables: &Tables, network: &Network) -> NetworkInfo {
+    let current = network.current();
+    let warnings = network.define_warnings.iter().chain(&network.start_warnings);
+    NetworkInfo {
+        name: network.name.clone(),
+        uuid: network.uuid,
+        title: current.and_then(|definition| definition.title.clone()),
+        active: network.live.is_some(),
+        persistent: network.persistent.is_some(),
+        autostart: network.autostart,
+        mode: current
+            .map_or(ForwardMode::Isolated, |definition| definition.forward.mode)
+            .as_str()
+            .to_owned(),
+        bridge: current.map(Arc::as_ref).and_then(|definition| definition.bridge.name.clone()),
+        ports: tables.ports_of(network.uuid).count(),
+        warnings: warnings.cloned().collect(),
+    }
+}
