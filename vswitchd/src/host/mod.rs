@@ -13,7 +13,6 @@
 mod address;
 mod directories;
 mod error;
-mod fds;
 mod firewall;
 mod link;
 mod netlink;

@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ pub struct NetnsId {
 }
 
 impl NetnsId {
-    fn of(fd: impl AsFd) -> io::Result<Self> {
+    fn of(fd: impl AsFd) -> rustix::io::Result<Self> {
         let stat = rustix::fs::fstat(fd)?;
         Ok(Self { dev: stat.st_dev, ino: stat.st_ino })
     }
@@ -44,6 +44,9 @@ impl fmt::Display for NetnsId {
 
 /// Directory of the namespaces that `ip netns` makes.
 pub(super) const NAMED: &str = "/run/netns";
+
+/// `f_type` of every namespace file (linux/magic.h).
+const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
 
 /// The file behind a user's word: a name below [`NAMED`], or a path when it contains a slash.
 pub(super) fn path_of(netns: &str) -> PathBuf {
@@ -76,11 +79,20 @@ impl Namespace {
     }
 
     fn open_path(path: &Path, label: &str) -> Result<Self> {
-        let missing =
-            |source: io::Error| Error::NoSuchNamespace { netns: label.to_owned(), source };
-        // NONBLOCK: a FIFO put in place of the namespace must not hang the daemon.
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| missing(e.into()))?;
+        let missing = |e: rustix::io::Errno| Error::NoSuchNamespace {
+            netns: label.to_owned(),
+            source: e.into(),
+        };
+        // Looked at before it is opened: opening a device or a FIFO has effects of its own.
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let handle = rustix::fs::open(path, flags, Mode::empty()).map_err(missing)?;
+        if rustix::fs::fstatfs(&handle).map_err(missing)?.f_type != NSFS_MAGIC {
+            let source = io::Error::new(io::ErrorKind::InvalidInput, "it is not a namespace");
+            return Err(Error::EnterNamespace { netns: label.to_owned(), source });
+        }
+        let through = format!("/proc/self/fd/{}", handle.as_raw_fd());
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(through, flags, Mode::empty()).map_err(missing)?;
         let id = NetnsId::of(&fd).map_err(missing)?;
         Ok(Self { fd: Arc::new(fd), id, label: label.to_owned() })
     }

@@ -17,7 +17,8 @@ impl Host {
         self.home()
             .run(move || {
                 let index = connect(async |handle| Ok(link::need(&handle, &name).await?.index))?;
-                super::fds::open_packet(index).doing(|| format!("open a packet socket on {name}"))
+                datapath::port::packet::open_packet(index)
+                    .doing(|| format!("open a packet socket on {name}"))
             })
             .await
     }

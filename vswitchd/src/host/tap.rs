@@ -4,10 +4,11 @@
 //! not be attached to again from outside (the kernel would silently make a new one). It becomes
 //! persistent as the last step, so a daemon that dies half-way leaves nothing without an owner.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute};
 use rtnetlink::{Handle, LinkUnspec};
+use rustix::ioctl::{IntegerSetter, Opcode, opcode};
 use uuid::Uuid;
 use wire::MacAddr;
 
@@ -87,8 +88,8 @@ async fn create(
     }
     let adopted = existing.is_some();
 
-    let queues =
-        super::fds::open_tap(name, spec.queues.max(1)).doing(|| format!("open TAP {name}"))?;
+    let queues = datapath::port::tap::open_tap(name, spec.queues.max(1))
+        .doing(|| format!("open TAP {name}"))?;
     let found = link::need(handle, name).await?;
 
     let mut message = LinkUnspec::new_with_index(found.index);
@@ -114,10 +115,8 @@ async fn create(
 }
 
 /// TUNSETPERSIST: the interface outlives its queues.
-fn persist(queue: &OwnedFd) -> std::io::Result<()> {
-    const TUNSETPERSIST: libc::Ioctl = 0x4004_54cb;
-    let on: libc::c_ulong = 1;
-    // SAFETY: the fd is open, and this request takes its argument by value.
-    let result = unsafe { libc::ioctl(queue.as_raw_fd(), TUNSETPERSIST, on) };
-    if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+fn persist(queue: &OwnedFd) -> rustix::io::Result<()> {
+    const SET_PERSIST: Opcode = opcode::write::<libc::c_int>(b'T', 203);
+    // SAFETY: TUNSETPERSIST takes its argument by value.
+    unsafe { rustix::ioctl::ioctl(queue, IntegerSetter::<SET_PERSIST>::new_usize(1)) }
 }

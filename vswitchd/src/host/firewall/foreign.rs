@@ -33,15 +33,19 @@ pub(super) fn warnings(own_table: &str, interface: &str) -> Vec<String> {
 
 fn sentence(chain: &Dropping, interface: &str) -> String {
     let Dropping { family, table, name, hook } = chain;
-    let (what, direction) = if hook == "input" {
-        ("from guests to this host (DNS, DHCP)", "iifname")
+    let (what, directions): (_, &[&str]) = if hook == "input" {
+        ("that guests send to this host, DNS queries among them,", &["iifname"])
     } else {
-        ("that guests send and receive", "iifname/oifname")
+        ("that guests send or receive", &["iifname", "oifname"])
     };
+    let commands: Vec<String> = directions
+        .iter()
+        .map(|key| format!("nft insert rule {family} {table} {name} {key} {interface} accept"))
+        .collect();
     format!(
-        "table {family} {table}, chain {name} drops packets {what} by default (policy drop): accept \
-         {direction} {interface} there, for example: nft insert rule {family} {table} {name} iifname \
-         {interface} accept"
+        "table {family} {table}, chain {name} drops packets {what} unless a rule there accepts them \
+         (policy drop); to accept them: {}",
+        commands.join("; ")
     )
 }
 
