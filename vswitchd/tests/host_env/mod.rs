@@ -259,8 +259,10 @@ impl Station {
         send(&self.clients[family], to, word);
     }
 
-    /// Returns when the machine has handled everything that this station sent.
-    pub fn settle(&self) {
+    /// Returns when the machine has handled everything that this station sent, with what else
+    /// its port 53 heard before.
+    pub fn settle(&self) -> Vec<String> {
+        let mut heard = Vec::new();
         for family in [0, 1] {
             let to = SocketAddr::new(self.gateway[family], 53);
             self.send(family, to, "settle");
@@ -269,11 +271,13 @@ impl Station {
                 let (length, _) = self.served[family]
                     .recv_from(&mut buffer)
                     .unwrap_or_else(|e| panic!("{}: port 53 does not answer: {e}", self.name));
-                if &buffer[..length] == b"<word settle>" {
-                    break;
+                match &buffer[..length] {
+                    b"<word settle>" => break,
+                    other => heard.push(String::from_utf8_lossy(other).into_owned()),
                 }
             }
         }
+        heard
     }
 
     /// What came to this station before a mark that the machine sends now.
