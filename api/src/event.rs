@@ -4,8 +4,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-/// One change. `seq` grows by one per event of this daemon's life; a reader that was too slow
-/// gets [`EventKind::Gap`] in place of what it missed.
+/// One change. `seq` grows by one per event, and jumps when the daemon starts again: it never
+/// repeats. A reader that was too slow, or comes back after a restart, gets [`EventKind::Gap`] in
+/// place of what it missed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Event {
     pub seq: u64,

@@ -5,11 +5,13 @@
 //! RFC 9457 problem details ([`Problem`]); `GET /v1/events` is a server-sent event stream of
 //! [`Event`].
 
+pub mod client;
 mod event;
 mod instance;
 mod problem;
 mod types;
 
+pub use client::{Client, ClientError};
 pub use event::{Event, EventKind};
 pub use instance::{Instance, InvalidInstance};
 pub use problem::{Code, Problem};
