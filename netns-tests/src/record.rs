@@ -2,7 +2,7 @@
 //! the run was killed.
 //!
 //! Each process that uses the lab has one directory `/tmp/netloom-lab/PID.START` with a file
-//! `record` of lines `netns NAME` and `process PID START`. `START` is the start time from
+//! `record` of lines `netns NAME`, `process PID START` and `hugepages COUNT`. `START` is the start time from
 //! `/proc/PID/stat`, so that a reused process id is never mistaken for ours.
 
 use std::fs::{self, File, OpenOptions};
@@ -83,6 +83,12 @@ impl Run {
         self.keep.store(true, Ordering::Relaxed);
     }
 
+    /// Remember how many 2 MiB pages there were before this run set some aside; `None`: they are put
+    /// back already.
+    pub fn hugepages(&self, before: Option<u64>) {
+        self.add(&format!("hugepages {}", before.map_or("done".to_owned(), |n| n.to_string())));
+    }
+
     pub(crate) fn add(&self, line: &str) {
         let mut record = self.record.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let _ = writeln!(record, "{line}");
@@ -139,16 +145,27 @@ pub fn remove_stale() -> anyhow::Result<Vec<String>> {
 fn remove(dir: &Path) -> Vec<String> {
     let mut removed = Vec::new();
     let record = fs::read_to_string(dir.join("record")).unwrap_or_default();
+    let mut hugepages = None;
     for line in record.lines().rev() {
         let mut words = line.split_whitespace();
         let done = match (words.next(), words.next(), words.next()) {
             (Some("process"), Some(pid), Some(start)) => end_process(pid, start),
             (Some("netns"), Some(name), None) => delete_netns(name),
+            // Of several lines the last one counts; all processes have ended before it.
+            (Some("hugepages"), Some(count), None) => {
+                hugepages.get_or_insert(count);
+                false
+            }
             _ => false,
         };
         if done {
             removed.push(line.to_owned());
         }
+    }
+    if let Some(Ok(count)) = hugepages.map(str::parse::<u64>)
+        && fs::write("/proc/sys/vm/nr_hugepages", count.to_string()).is_ok()
+    {
+        removed.push(format!("hugepages beyond {count}"));
     }
     if fs::remove_dir_all(dir).is_ok() {
         removed.push(format!("directory {}", dir.display()));

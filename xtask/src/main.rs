@@ -4,6 +4,7 @@
 //! by name, so that a task can be run without reading anything first.
 
 mod assets;
+mod bench;
 mod build;
 mod capability;
 mod clean;
@@ -29,6 +30,8 @@ enum Task {
     Demo(Options),
     /// Set up, build and pass every test
     Test(TestOptions),
+    /// Measure against peers, in turns on this machine
+    Bench(bench::Options),
     /// Remove what an interrupted run left behind
     Clean,
     /// Man pages and shell completions into target/dist
@@ -62,6 +65,7 @@ fn main() -> anyhow::Result<()> {
         Task::Setup(options) => run::setup(&options),
         Task::Demo(options) => run::demo(&options),
         Task::Test(options) => run::test(&options),
+        Task::Bench(options) => bench::run(&options),
         Task::Clean => clean::clean(),
         Task::Dist => dist::dist(),
         Task::Audit => run::audit(),
