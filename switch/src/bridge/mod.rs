@@ -18,6 +18,7 @@ use self::vlans::{Rules, Vlans};
 use self::window::Headers;
 pub use self::window::WINDOW_LEN;
 use crate::decision::{Decision, Egress, Flood, TagOp, Verdict};
+use crate::fdb::Key;
 use crate::port::MAX_PORTS;
 use crate::{DropReason, Fdb, PortConfig, PortIndex, Seconds};
 
@@ -117,7 +118,7 @@ impl Bridge {
         if !headers.src.is_station() {
             return refuse(tag, DropReason::BadSourceMac);
         }
-        if window::is_reserved(headers.dst) {
+        if headers.dst.is_reserved() {
             return refuse(tag, DropReason::ReservedMac);
         }
         let Some(vlan) = self.vlans.classify(rules, tag) else {
@@ -127,7 +128,7 @@ impl Bridge {
         if learning && rules.learns() {
             let limit =
                 if rules.is_limited() { self.config.max_entries_per_guest } else { usize::MAX };
-            self.fdb.learn(headers.src, vlan, ingress, limit, now);
+            self.fdb.hear(Key::from_number(headers.src.0, vlan), ingress, limit, now);
         }
         let verdict = if let Some(port) = self.trap(rules, vlan, &headers, window) {
             Verdict::Trap(port)
@@ -158,7 +159,7 @@ impl Bridge {
         vlan: Vid,
         headers: &Headers,
     ) -> Verdict<'_> {
-        let Some(port) = self.fdb.lookup(headers.dst, vlan) else {
+        let Some(port) = self.fdb.find(Key::from_number(headers.dst.0, vlan)) else {
             return self.flood(ingress, rules, vlan, headers.tag);
         };
         if port == ingress {

@@ -3,16 +3,51 @@
 use std::net::Ipv4Addr;
 
 use wire::ethernet::ETHERTYPE_IPV4;
-use wire::{MacAddr, Tci, ipv4, vlan};
+use wire::{Tci, ipv4, vlan};
 
 /// Bytes of a frame that are enough for every decision: Ethernet, a tag, an IPv4 header with all options, UDP ports.
 pub const WINDOW_LEN: usize = 128;
 
+/// A station or group address, read as a big-endian number of 48 bits: one load and one comparison each.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Address(pub(super) u64);
+
+impl Address {
+    #[inline]
+    pub(super) const fn is_multicast(self) -> bool {
+        self.0 & 1 << 40 != 0
+    }
+
+    /// Neither group nor all-zero.
+    #[inline]
+    pub(super) const fn is_station(self) -> bool {
+        !self.is_multicast() && self.0 != 0
+    }
+
+    /// Addresses of protocols that live on one link only: a bridge neither forwards nor floods them. IEEE
+    /// 802.1Q-2018 tables 8-1 and 8-2, Cisco's (CDP, PVST+, UplinkFast, ISL, CFM) and Extreme's (EDP, EAPS).
+    #[inline]
+    pub(super) const fn is_reserved(self) -> bool {
+        const IEEE: u64 = 0x01_80c2;
+        const CISCO: u64 = 0x01_000c;
+        const EXTREME: u64 = 0x00_e02b;
+        let number = self.0 & 0xff_ffff;
+        match self.0 >> 24 {
+            IEEE => number < 0x10,
+            CISCO => {
+                matches!(number, 0 | 0xcc_ccc0..=0xcc_ccc7 | 0xcc_cccc | 0xcc_cccd | 0xcd_cdcd)
+            }
+            EXTREME => matches!(number, 0 | 4 | 6),
+            _ => false,
+        }
+    }
+}
+
 /// A frame's first headers.
 #[derive(Clone, Copy)]
 pub(super) struct Headers {
-    pub(super) dst: MacAddr,
-    pub(super) src: MacAddr,
+    pub(super) dst: Address,
+    pub(super) src: Address,
     pub(super) tag: Option<Tci>,
     /// After the tag.
     ethertype: u16,
@@ -22,7 +57,12 @@ impl Headers {
     /// `None` when the window ends before the EtherType of what the frame carries.
     #[inline]
     pub(super) fn parse(window: &[u8]) -> Option<Self> {
-        let &[d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, t0, t1] = window.first_chunk()?;
+        // Two overlapping words hold both addresses and the EtherType.
+        let head: &[u8; 14] = window.first_chunk()?;
+        let dst = u64::from_be_bytes(*head.first_chunk()?) >> 16;
+        let rest = u64::from_be_bytes(*head.last_chunk()?);
+        let src = rest >> 16;
+        let [.., t0, t1] = rest.to_be_bytes();
         let mut ethertype = u16::from_be_bytes([t0, t1]);
         let mut tag = None;
         if vlan::is_tpid(ethertype) {
@@ -30,9 +70,7 @@ impl Headers {
             tag = Some(Tci(u16::from_be_bytes([c0, c1])));
             ethertype = u16::from_be_bytes([t0, t1]);
         }
-        let dst = MacAddr([d0, d1, d2, d3, d4, d5]);
-        let src = MacAddr([s0, s1, s2, s3, s4, s5]);
-        Some(Self { dst, src, tag, ethertype })
+        Some(Self { dst: Address(dst), src: Address(src), tag, ethertype })
     }
 
     /// The destination of an unfragmented UDP datagram over IPv4 to port 67, where BOOTP and DHCP servers listen
@@ -52,19 +90,5 @@ impl Headers {
         let udp = packet.get(usize::from(header[0] & 15) * 4..)?;
         (udp.get(2..4)? == SERVER_PORT)
             .then(|| Ipv4Addr::new(header[16], header[17], header[18], header[19]))
-    }
-}
-
-/// Addresses of protocols that live on one link only: a bridge neither forwards nor floods them. IEEE 802.1Q-2018
-/// table 8-1 and 8-2, Cisco's (CDP, PVST+, UplinkFast, ISL, CFM) and Extreme's (EDP, EAPS).
-#[inline]
-pub(super) fn is_reserved(dst: MacAddr) -> bool {
-    match dst.0 {
-        [0x01, 0x80, 0xc2, 0, 0, last] => last < 0x10,
-        [0x01, 0x00, 0x0c, rest @ ..] => {
-            matches!(rest, [0, 0, 0] | [0xcc, 0xcc, 0xc0..=0xc7 | 0xcc | 0xcd] | [0xcd, 0xcd, 0xcd])
-        }
-        [0x00, 0xe0, 0x2b, 0, 0, 0 | 4 | 6] => true,
-        _ => false,
     }
 }

@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use wire::{MacAddr, Vid};
 
-use self::key::Key;
+pub(crate) use self::key::Key;
 use self::owners::Owners;
 use self::table::{Slot, Table, Word};
 use crate::port::MAX_PORTS;
@@ -137,7 +137,12 @@ impl Fdb {
     #[must_use]
     #[inline]
     pub fn lookup(&self, mac: MacAddr, vlan: Vid) -> Option<PortIndex> {
-        self.table.find(Key::new(mac, vlan)).map(|(_, word)| word.port())
+        self.find(Key::new(mac, vlan))
+    }
+
+    #[inline]
+    pub(crate) fn find(&self, key: Key) -> Option<PortIndex> {
+        self.table.find(key).map(|(_, word)| word.port())
     }
 
     /// Notes that a frame from `mac` came in through `port`, which may own `limit` learned entries. Never blocks.
@@ -153,7 +158,12 @@ impl Fdb {
         limit: usize,
         now: Seconds,
     ) -> Learned {
-        let key = Key::new(mac, vlan);
+        self.hear(Key::new(mac, vlan), port, limit, now)
+    }
+
+    /// [`Fdb::learn`]
+    #[inline]
+    pub(crate) fn hear(&self, key: Key, port: PortIndex, limit: usize, now: Seconds) -> Learned {
         if let Some((slot, word)) = self.table.find(key)
             && word.port() == port
             && !word.is_static()

@@ -2,12 +2,15 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::key::{Hash, Key};
+use super::key::{Hash, Key, REST_BITS};
 use crate::PortIndex;
 use crate::port::MAX_PORTS;
 
 /// Entries in a bucket: as many as a cache line holds.
 pub(super) const WAYS: usize = 5;
+
+const WAY_BITS: u32 = 3;
+const _: () = assert!(WAYS <= 1 << WAY_BITS);
 
 const PORT_MASK: u64 = 0x3ff;
 const STATIC: u64 = 1 << 10;
@@ -18,7 +21,7 @@ const REST_SHIFT: u32 = 13;
 const KEY_MASK: u64 = !(PORT_MASK | STATIC);
 
 const _: () = assert!(MAX_PORTS as u64 == PORT_MASK + 1);
-const _: () = assert!(60 - Hash::MIN_BITS + REST_SHIFT <= 64);
+const _: () = assert!(REST_BITS + REST_SHIFT <= 64);
 const _: () = assert!(size_of::<Bucket>() == 64);
 
 /// One entry: stored part of the key, occupied, which of its two buckets this is, static, port. Zero is empty.
@@ -72,18 +75,18 @@ struct Bucket {
     seen: [AtomicU32; WAYS],
 }
 
-/// The place of an entry, `bucket * WAYS + way`.
+/// The place of an entry: the bucket's number, and the way in the lowest three bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Slot(pub(super) u32);
 
 impl Slot {
-    #[expect(clippy::cast_possible_truncation, reason = "at most 2^24 buckets of 5")]
+    #[expect(clippy::cast_possible_truncation, reason = "at most 2^24 buckets")]
     const fn new(bucket: usize, way: usize) -> Self {
-        Self((bucket * WAYS + way) as u32)
+        Self((bucket << WAY_BITS | way) as u32)
     }
 
     const fn parts(self) -> (usize, usize) {
-        (self.0 as usize / WAYS, self.0 as usize % WAYS)
+        (self.0 as usize >> WAY_BITS, self.0 as usize & ((1 << WAY_BITS) - 1))
     }
 }
 
@@ -101,12 +104,13 @@ impl Table {
         Self { hash, buckets }
     }
 
+    /// Above every slot's number.
     pub(super) fn slots(&self) -> usize {
-        self.buckets.len() * WAYS
+        self.buckets.len() << WAY_BITS
     }
 
     /// Finds a key without locking.
-    #[inline]
+    #[inline(always)]
     pub(super) fn find(&self, key: Key) -> Option<(Slot, Word)> {
         let place = self.hash.place(key);
         for (bucket, second) in place.buckets.into_iter().zip([false, true]) {
