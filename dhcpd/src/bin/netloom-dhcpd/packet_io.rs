@@ -4,7 +4,7 @@
 //! Beside it an ordinary UDP socket holds port 67 of the interface, unread, so that the kernel
 //! does not tell clients that the port is closed, and a second DHCP server is noticed.
 
-use std::ffi::{CString, c_void};
+use std::ffi::c_void;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -33,19 +33,38 @@ pub(crate) struct Interface {
 
 impl Interface {
     pub(crate) fn find(name: &str) -> anyhow::Result<Self> {
-        let c_name = CString::new(name).context("the interface's name has a NUL")?;
-        // SAFETY: `c_name` is a NUL-terminated string that lives through the call.
-        let index = unsafe { libc::if_nametoindex(c_name.as_ptr()) };
-        if index == 0 {
-            bail!("there is no interface {name}");
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+        // SAFETY: all-zero is a valid ifreq.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        // One octet less: the name ends with a NUL.
+        let room = request.ifr_name.len() - 1;
+        if name.is_empty() || name.len() > room || name.contains('\0') {
+            bail!("{name:?} is not the name of an interface");
         }
-        let path = format!("/sys/class/net/{name}/address");
-        let mac = std::fs::read_to_string(&path);
-        let mac = mac.with_context(|| format!("cannot read {path}"))?;
-        let mac = mac.trim().parse();
-        let mac = mac.map_err(|_| anyhow::anyhow!("{name} is not an Ethernet interface"))?;
-        Ok(Self { name: name.to_owned(), index: i32::try_from(index)?, mac })
+        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+            *to = from.cast_signed();
+        }
+        ioctl(&socket, libc::SIOCGIFINDEX, &mut request)
+            .with_context(|| format!("there is no interface {name}"))?;
+        // SAFETY: SIOCGIFINDEX has filled this field of the union.
+        let index = unsafe { request.ifr_ifru.ifru_ifindex };
+        ioctl(&socket, libc::SIOCGIFHWADDR, &mut request)
+            .with_context(|| format!("cannot read the address of {name}"))?;
+        // SAFETY: SIOCGIFHWADDR has filled this field of the union.
+        let address = unsafe { request.ifr_ifru.ifru_hwaddr };
+        if address.sa_family != libc::ARPHRD_ETHER {
+            bail!("{name} is not an Ethernet interface");
+        }
+        let [a, b, c, d, e, f, ..] = address.sa_data.map(i8::cast_unsigned);
+        Ok(Self { name: name.to_owned(), index, mac: MacAddr([a, b, c, d, e, f]) })
     }
+}
+
+fn ioctl(socket: &Socket, name: libc::Ioctl, request: &mut libc::ifreq) -> io::Result<()> {
+    // SAFETY: both requests that are made here read and write one ifreq, which lives through the
+    // call.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), name, &raw mut *request) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// The packet socket.
