@@ -49,10 +49,15 @@ impl Manager {
         apply: impl FnOnce(&mut Tables) -> Vec<EventKind>,
     ) -> Result<u64, Problem> {
         self.write(writes).await?;
+        Ok(self.change(apply))
+    }
+
+    /// The second half of [`Self::commit`], after a [`Self::write()`] of its own.
+    pub(super) fn change(&self, apply: impl FnOnce(&mut Tables) -> Vec<EventKind>) -> u64 {
         let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
         let events = apply(&mut tables);
         // Under the lock, so that events come in the order of the changes.
-        Ok(self.bus.changed(events))
+        self.bus.changed(events)
     }
 
     /// Writes in order, up to the first that fails.

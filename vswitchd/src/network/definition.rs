@@ -14,9 +14,6 @@ use super::{Manager, problem, services};
 
 /// Highest number that a bridge name template tries, as in libvirt.
 const MAX_BRIDGE: u32 = 256;
-/// Longest interface name (IFNAMSIZ without the final zero).
-const MAX_INTERFACE_NAME: usize = 15;
-
 /// A document that was read, not yet compared with what is there.
 #[derive(Debug)]
 pub(super) struct Document {
@@ -52,21 +49,28 @@ pub(super) fn parse_now(text: &[u8]) -> Result<Document, Problem> {
     Ok(Document { warnings: parsed.warnings.iter().map(ToString::to_string).collect(), model })
 }
 
+/// Longest interface name (IFNAMSIZ without the final zero).
+const MAX_INTERFACE_NAME: usize = 15;
+
+/// What [`is_interface_name`] wants, as a remedy.
+pub(super) const INTERFACE_NAME_RULE: &str =
+    "use 1 to 15 letters, digits, '_', '-' and '.', not starting with '.' or '-'";
+
+/// Stricter than the kernel, so that a name is a name to every tool.
+pub(super) fn is_interface_name(name: &str) -> bool {
+    name.len() <= MAX_INTERFACE_NAME
+        && name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric() || b == b'_')
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b))
+}
+
 fn check_names(model: &model::Network) -> Result<(), Problem> {
     let names = [model.bridge.name.as_deref(), model.forward.dev.as_deref()];
     for name in names.into_iter().flatten() {
         // The longest name that a template can come to.
-        let longest = name.replacen("%d", "256", 1);
-        let bad = longest.is_empty()
-            || longest == "."
-            || longest == ".."
-            || longest.contains(['/', ':', '%'])
-            || longest.contains(|c: char| c.is_whitespace() || c.is_control());
-        if bad || longest.len() > MAX_INTERFACE_NAME {
+        if !is_interface_name(&name.replacen("%d", "256", 1)) {
             return Err(Problem {
                 remedy: Some(format!(
-                    "use at most {MAX_INTERFACE_NAME} characters, without '/', ':', '%' and spaces \
-                     (one '%d' stands for a number up to {MAX_BRIDGE})"
+                    "{INTERFACE_NAME_RULE} (one '%d' stands for a number up to {MAX_BRIDGE})"
                 )),
                 ..about(
                     Code::XmlError,

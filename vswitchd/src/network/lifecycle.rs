@@ -10,7 +10,7 @@ use super::commit::Write;
 use super::definition::{self, Document};
 use super::problem::{about, already_active, not_active};
 use super::start::{Mode, Started};
-use super::tables::{Live, Network, Tables};
+use super::tables::{Network, Tables};
 use super::undo::Undo;
 use super::{Manager, Operation};
 use crate::store::RunDocument;
@@ -97,40 +97,35 @@ impl Manager {
         let name = definition.name.clone();
         let begun = std::time::Instant::now();
         let started = self.bring_up(uuid, &definition, Mode::Fresh).await?;
-        let document = self.store.boot_id().map(|boot| {
-            RunDocument::new(boot, uuid, name.clone(), netdef::to_xml(&definition))
-        });
-        let Started { live, warnings, ports } = started;
-        let document = match document {
-            Ok(document) => document,
-            Err(error) => {
-                self.undo(live.undo).await;
-                return Err(error.into());
+        let written = match self.store.boot_id() {
+            Ok(boot) => {
+                let xml = netdef::to_xml(&definition);
+                let document = RunDocument::new(boot, uuid, name.clone(), xml);
+                self.write(vec![Write::RunState(document)]).await
             }
+            Err(error) => Err(error.into()),
         };
+        let Started { live, warnings, ports } = started;
+        if let Err(error) = written {
+            self.undo(ports.into_undo()).await;
+            self.undo(live.undo).await;
+            return Err(error);
+        }
         for warning in &warnings {
             tracing::warn!(network = %name, "{warning}");
         }
-        // The undo list must not be lost when the write fails.
-        let slot = std::sync::Mutex::new(Some(live));
-        let committed = self
-            .commit(vec![Write::RunState(document)], |tables| {
-                let network = entry(tables, uuid, &name);
-                network.live = slot.lock().ok().and_then(|mut live| live.take());
-                network.start_warnings = warnings;
-                if let Some(warnings) = define_warnings {
-                    network.define_warnings = warnings;
-                }
-                ports.settle(tables);
-                vec![EventKind::NetworkStarted { network: name.clone(), uuid }]
-            })
-            .await;
-        if let Err(error) = committed {
-            if let Some(live) = slot.into_inner().ok().flatten() {
-                self.undo(live.undo).await;
+        let raised = ports.uuids();
+        self.change(|tables| {
+            let network = entry(tables, uuid, &name);
+            network.live = Some(live);
+            network.start_warnings = warnings;
+            if let Some(warnings) = define_warnings {
+                network.define_warnings = warnings;
             }
-            return Err(error);
-        }
+            ports.settle(tables);
+            vec![EventKind::NetworkStarted { network: name.clone(), uuid }]
+        });
+        raised.into_iter().for_each(|port| self.settle_state(port));
         let elapsed = begun.elapsed();
         tracing::info!(network = %name, %uuid, ?elapsed, "started");
         self.network(&uuid.to_string())
@@ -150,36 +145,30 @@ impl Manager {
             }
             (network.uuid, network.name.clone(), network.persistent.is_some())
         };
-        // The run state goes first: a crash in between must not bring back half a network.
-        let mut writes = vec![Write::RemoveRunState(uuid)];
-        if !persistent {
-            writes.extend(self.remove_ports_writes(uuid));
-        }
-        let mut taken = None;
+        // The run state goes first: a crash in between must not bring back half a network. The
+        // ports' documents go last: they say where to look for what a crash has left.
+        self.write(vec![Write::RemoveRunState(uuid)]).await?;
         let mut ports = Vec::new();
-        self.commit(writes, |tables| {
-            let mut events = Vec::new();
+        let mut live = Vec::new();
+        self.note(|tables| {
+            ports = ports_down(tables, uuid);
             if let Some(network) = tables.networks.get_mut(&uuid) {
-                taken = network.live.take();
+                live = network.live.take().map(|live| live.undo).unwrap_or_default();
                 network.start_warnings.clear();
             }
-            events.push(EventKind::NetworkStopped { network: name.clone(), uuid });
-            if persistent {
-                ports = ports_down(tables, uuid);
-            } else {
-                events.extend(forget(tables, uuid, &mut ports));
+            None
+        });
+        self.undo(ports).await;
+        self.undo(live).await;
+        let written = if persistent { Ok(()) } else { self.write(self.forget_writes(uuid)).await };
+        self.change(|tables| {
+            let mut events = vec![EventKind::NetworkStopped { network: name.clone(), uuid }];
+            if !persistent {
+                events.extend(forget(tables, uuid));
             }
             events
-        })
-        .await?;
-        self.undo(ports).await;
-        if let Some(Live { undo, .. }) = taken {
-            self.undo(undo).await;
-        }
-        if !persistent {
-            // Not before: the services keep their leases until they stop.
-            self.write(vec![Write::RemoveLeases(uuid)]).await?;
-        }
+        });
+        written?;
         tracing::info!(network = %name, %uuid, "destroyed");
         Ok(())
     }
@@ -203,8 +192,7 @@ impl Manager {
         };
         let mut writes = vec![Write::RemoveDefinition { name: name.clone() }];
         if !active {
-            writes.extend(self.remove_ports_writes(uuid));
-            writes.push(Write::RemoveLeases(uuid));
+            writes.extend(self.forget_writes(uuid));
         }
         self.commit(writes, |tables| {
             let mut events = vec![EventKind::NetworkUndefined { network: name.clone(), uuid }];
@@ -214,8 +202,7 @@ impl Manager {
                     network.autostart = false;
                 }
             } else {
-                // Nothing of them is up.
-                events.extend(forget(tables, uuid, &mut Vec::new()));
+                events.extend(forget(tables, uuid));
             }
             events
         })
@@ -257,9 +244,11 @@ impl Manager {
         self.network(&uuid.to_string())
     }
 
-    pub(super) fn remove_ports_writes(&self, network: Uuid) -> Vec<Write> {
+    /// What goes from disk with a network that ceases to exist, its definition aside.
+    pub(super) fn forget_writes(&self, network: Uuid) -> Vec<Write> {
         let tables = self.tables();
-        tables.ports_of(network).map(|port| Write::RemovePort(port.document.uuid)).collect()
+        let ports = tables.ports_of(network).map(|port| Write::RemovePort(port.document.uuid));
+        ports.chain([Write::RemoveLeases(network)]).collect()
     }
 }
 
@@ -287,15 +276,15 @@ fn ports_down(tables: &mut Tables, network: Uuid) -> Vec<Undo> {
     undo
 }
 
-/// Takes the network and its ports out of the tables, and adds what the ports had made to `undo`.
-fn forget(tables: &mut Tables, network: Uuid, undo: &mut Vec<Undo>) -> Vec<EventKind> {
+/// Takes the network and its ports, which are down, out of the tables.
+pub(super) fn forget(tables: &mut Tables, network: Uuid) -> Vec<EventKind> {
     let Some(gone) = tables.networks.remove(&network) else { return Vec::new() };
     let ports = tables.ports.extract_if(.., |_, port| port.document.network == network);
     ports
-        .map(|(uuid, mut port)| {
-            undo.append(&mut port.undo);
-            let network = gone.name.clone();
-            EventKind::PortDeleted { network, port: port.document.name, uuid }
+        .map(|(uuid, port)| EventKind::PortDeleted {
+            network: gone.name.clone(),
+            port: port.document.name,
+            uuid,
         })
         .collect()
 }

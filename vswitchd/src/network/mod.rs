@@ -26,6 +26,7 @@ mod tables;
 mod undo;
 mod watch;
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, Weak};
 
 use api::{Code, Problem};
@@ -54,6 +55,9 @@ pub struct Manager {
     bus: Arc<EventBus>,
     tables: RwLock<Tables>,
     operation: tokio::sync::Mutex<()>,
+    /// The networks of an earlier daemon are coming back one by one, and the rules stay as they
+    /// are until all are there.
+    restoring: AtomicBool,
     /// Addresses on which our DNS servers listen, of all networks.
     own_addresses: dhcpd::dns::OwnAddresses,
 }
@@ -82,6 +86,7 @@ impl Manager {
             bus,
             tables: RwLock::default(),
             operation: tokio::sync::Mutex::new(()),
+            restoring: AtomicBool::new(false),
             own_addresses: dhcpd::dns::OwnAddresses::default(),
         })
     }

@@ -76,7 +76,14 @@ impl From<StoreError> for Problem {
 pub(crate) fn host(error: &host::Error) -> Problem {
     let mut lines = chain(error);
     let title = lines.remove(0);
-    Problem { causes: lines, remedy: error.remedy(), ..internal(title) }
+    let code = match error {
+        host::Error::InvalidName { .. }
+        | host::Error::ForeignDevice { .. }
+        | host::Error::NoSuchInterface { .. }
+        | host::Error::NoSuchNamespace { .. } => Code::InvalidArgument,
+        _ => Code::Internal,
+    };
+    Problem { causes: lines, remedy: error.remedy(), ..Problem::new(code, title) }
 }
 
 /// What the datapath or a service refused.

@@ -3,17 +3,27 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use api::{PortState, Problem};
 use uuid::Uuid;
 
 use super::commit::Write;
 use super::definition::{self, Document};
-use super::lifecycle::entry;
+use super::lifecycle::{entry, forget};
 use super::start::{Mode, Started};
 use super::tables::{Port, gateway_interface};
 use super::{Manager, problem};
-use crate::store::{Store, StoreError};
+use crate::store::{PortDocument, Store, StoreError};
+
+/// A network to bring back, and the definition that it was started with.
+type Active = (Uuid, Arc<netdef::model::Network>);
+
+struct Loaded {
+    active: Vec<Active>,
+    /// Ports whose network is neither defined nor was active.
+    strays: Vec<PortDocument>,
+}
 
 /// What became of what was on disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,8 +63,10 @@ impl Manager {
     pub async fn restore(&self) -> Result<Restored, Problem> {
         let _operation = self.operation.lock().await;
         let mut restored = Restored::default();
-        let active = self.load(&mut restored)?;
-        self.remove_orphans(&active).await;
+        let Loaded { active, strays } = self.load(&mut restored)?;
+        self.remove_orphans(&active, &strays).await;
+        self.drop_strays(strays, restored.failed);
+        self.restoring.store(true, Ordering::Relaxed);
         for (uuid, definition) in &active {
             match self.bring_up(*uuid, definition, Mode::Restore).await {
                 Ok(started) => {
@@ -69,6 +81,7 @@ impl Manager {
                 }
             }
         }
+        self.restoring.store(false, Ordering::Relaxed);
         // All at once, so that no network is without rules while another gets its own.
         if let Err(error) = self.apply_firewall(None).await {
             tracing::error!(causes = ?error.causes, "cannot apply the firewall rules: {error}");
@@ -79,11 +92,10 @@ impl Manager {
         Ok(restored)
     }
 
-    /// Fills the tables; returns the networks that were active.
-    fn load(
-        &self,
-        restored: &mut Restored,
-    ) -> Result<Vec<(Uuid, Arc<netdef::model::Network>)>, Problem> {
+    /// Fills the tables; returns the networks that were active, and ports of networks that are
+    /// no more.
+    fn load(&self, restored: &mut Restored) -> Result<Loaded, Problem> {
+        let mut strays = Vec::new();
         let definitions = self.store.load_definitions()?;
         let ports = self.store.load_ports()?;
         let run = self.store.load_run_state()?;
@@ -148,28 +160,19 @@ impl Manager {
             }
         }
         for document in ports.items {
-            self.note(|tables| {
-                if !tables.networks.contains_key(&document.network) {
-                    // The definition may be unreadable just now: the port's document stays.
-                    failed += 1;
-                    tracing::error!(
-                        port = %document.name, network = %document.network,
-                        "skipped: there is no such network"
-                    );
-                    return None;
-                }
-                let port = Port {
-                    state: PortState::Down,
-                    reason: None,
-                    undo: Vec::new(),
-                    document,
-                };
-                tables.ports.insert(port.document.uuid, port);
-                None
-            });
+            if self.tables().networks.contains_key(&document.network) {
+                self.note(|tables| {
+                    let port =
+                        Port { state: PortState::Down, reason: None, undo: Vec::new(), document };
+                    tables.ports.insert(port.document.uuid, port);
+                    None
+                });
+            } else {
+                strays.push(document);
+            }
         }
         restored.failed += failed;
-        Ok(active)
+        Ok(Loaded { active, strays })
     }
 
     fn settle(&self, uuid: Uuid, name: &str, started: Started) {
@@ -197,16 +200,10 @@ impl Manager {
             self.tables().networks.get(&uuid).is_some_and(|network| network.persistent.is_some());
         let mut writes = vec![Write::RemoveRunState(uuid)];
         if !persistent {
-            writes.extend(self.remove_ports_writes(uuid));
+            writes.extend(self.forget_writes(uuid));
         }
         let result = self
-            .commit(writes, |tables| {
-                if !persistent {
-                    tables.networks.remove(&uuid);
-                    tables.ports.retain(|_, port| port.document.network != uuid);
-                }
-                Vec::new()
-            })
+            .commit(writes, |tables| if persistent { Vec::new() } else { forget(tables, uuid) })
             .await;
         if let Err(error) = result {
             tracing::error!("{error}");
@@ -240,8 +237,24 @@ impl Manager {
         Ok(())
     }
 
+    /// Ports whose network is no more: a transient one of an earlier boot, or one that went down
+    /// with a crash. When a document could not be read, they may belong to that, and stay.
+    fn drop_strays(&self, strays: Vec<PortDocument>, failed: usize) {
+        for document in strays {
+            let (port, network) = (&document.name, document.network);
+            if failed != 0 {
+                tracing::error!(%port, %network, "skipped: there is no such network");
+                continue;
+            }
+            tracing::info!(%port, %network, "removing the port of a network that is no more");
+            if let Err(error) = self.store.remove_port(document.uuid) {
+                tracing::error!(%port, "{error}");
+            }
+        }
+    }
+
     /// Deletes interfaces with our alias that belong to no active network.
-    async fn remove_orphans(&self, active: &[(Uuid, Arc<netdef::model::Network>)]) {
+    async fn remove_orphans(&self, active: &[Active], strays: &[PortDocument]) {
         let active: BTreeSet<Uuid> = active.iter().map(|(uuid, _)| *uuid).collect();
         let (wanted, down) = {
             let tables = self.tables();
@@ -265,8 +278,8 @@ impl Manager {
             }
             Err(error) => tracing::error!("cannot look for orphans: {error}"),
         }
-        for document in down {
-            if let Some((name, object, Some(netns))) = Self::leftover(&document)
+        for document in down.iter().chain(strays) {
+            if let Some((name, object, Some(netns))) = Self::leftover(document)
                 && let Err(error) = self.host.delete_link(&name, object, Some(&netns)).await
             {
                 tracing::error!(interface = %name, netns, "cannot remove an orphan: {error}");
@@ -298,14 +311,14 @@ impl Manager {
     pub async fn teardown(&self) -> Result<(), Problem> {
         let _operation = self.operation.lock().await;
         let mut restored = Restored::default();
-        let active = self.load(&mut restored)?;
+        let Loaded { active, strays } = self.load(&mut restored)?;
         let mut causes = Vec::new();
         let mut failed = |what: String, error: &dyn std::fmt::Display| {
             causes.push(format!("{what}: {error}"));
         };
         let ports: Vec<_> =
             self.tables().ports.values().map(|port| port.document.clone()).collect();
-        for document in &ports {
+        for document in ports.iter().chain(&strays) {
             if let Some((name, object, netns)) = Self::leftover(document)
                 && let Err(error) = self.host.delete_link(&name, object, netns.as_deref()).await
             {

@@ -15,6 +15,7 @@ use netdef::model::{self, ForwardMode};
 use uuid::Uuid;
 use wire::MacAddr;
 
+use super::undo::Undo;
 use super::{Manager, problem};
 use crate::log::Escaped;
 
@@ -284,14 +285,38 @@ pub(super) fn check(model: &model::Network) -> Result<(), Problem> {
 }
 
 impl Manager {
-    /// Starts what the definition asks for.
+    /// Starts what the definition asks for, with the internal port that it needs.
     ///
     /// # Errors
-    /// [`Code::PortConflict`] when another process has port 53.
-    pub(super) async fn start_services(
+    /// [`Code::PortConflict`] when another process has port 53. Nothing is left then.
+    pub(super) async fn raise_services(
         &self,
         uuid: Uuid,
-        model: &Arc<model::Network>,
+        model: &model::Network,
+    ) -> Result<(Option<Arc<Services>>, Vec<Undo>), Problem> {
+        let mut undo = Vec::new();
+        let mut trap = None;
+        if wants_dhcp4(model) {
+            let id = Uuid::new_v4();
+            trap = Some(self.dataplane.add_trap(id, uuid).await?);
+            undo.push(Undo::DataplanePort(id));
+        }
+        match self.start_services(uuid, model, trap).await {
+            Ok(services) => {
+                undo.extend(services.clone().map(Undo::Services));
+                Ok((services, undo))
+            }
+            Err(error) => {
+                self.undo(undo).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn start_services(
+        &self,
+        uuid: Uuid,
+        model: &model::Network,
         trap: Option<Trap>,
     ) -> Result<Option<Arc<Services>>, Problem> {
         let mac = model.mac.unwrap_or_default();

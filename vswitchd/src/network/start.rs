@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::dataplane::{BridgeSettings, PortSettings};
 use super::problem::{about, host, start_failed};
 use super::raise::Raised;
-use super::services::{Services, Trap};
+use super::services::Services;
 use super::tables::{Live, Tables, gateway_interface, has_gateway, mtu};
 use super::undo::Undo;
 use super::{Manager, services};
@@ -40,6 +40,15 @@ pub(super) struct Started {
 pub(super) struct PortOutcomes(Vec<(Uuid, Raised)>);
 
 impl PortOutcomes {
+    pub(super) fn uuids(&self) -> Vec<Uuid> {
+        self.0.iter().map(|(uuid, _)| *uuid).collect()
+    }
+
+    /// What the ports made, for a start that fails after all.
+    pub(super) fn into_undo(self) -> Vec<Undo> {
+        self.0.into_iter().flat_map(|(_, raised)| raised.undo).collect()
+    }
+
     /// Puts the outcomes into the tables.
     pub(super) fn settle(self, tables: &mut Tables) {
         for (uuid, raised) in self.0 {
@@ -109,8 +118,8 @@ struct Start<'a> {
     undo: Vec<Undo>,
     warnings: Vec<String>,
     firewall: Option<FirewallNetwork>,
-    trap: Option<Trap>,
     services: Option<Arc<Services>>,
+    services_missing: bool,
     ports: Vec<(Uuid, Raised)>,
 }
 
@@ -132,8 +141,8 @@ impl Manager {
             undo: Vec::new(),
             warnings: Vec::new(),
             firewall: None,
-            trap: None,
             services: None,
+            services_missing: false,
             ports: Vec::new(),
         };
         for step in Step::ALL {
@@ -143,9 +152,7 @@ impl Manager {
                     network = %definition.name, step = %name, causes = ?cause.causes,
                     "start failed: {cause}"
                 );
-                for (_, raised) in start.ports {
-                    self.undo(raised.undo).await;
-                }
+                self.undo(PortOutcomes(start.ports).into_undo()).await;
                 self.undo(start.undo).await;
                 return Err(start_failed(&definition.name, &name, cause));
             }
@@ -156,6 +163,7 @@ impl Manager {
                 undo: start.undo,
                 firewall: start.firewall,
                 services: start.services,
+                services_missing: start.services_missing,
             },
             warnings: start.warnings,
             ports: PortOutcomes(start.ports),
@@ -394,8 +402,8 @@ impl Start<'_> {
         self.undo.push(Undo::Firewall);
         if self.mode == Mode::Fresh {
             self.manager.apply_firewall(Some(&network)).await?;
-            self.warnings.extend(self.manager.host.firewall_warnings(interface).await);
         }
+        self.warnings.extend(self.manager.host.firewall_warnings(interface).await);
         self.firewall = Some(network);
         Ok(())
     }
@@ -410,19 +418,20 @@ impl Start<'_> {
         if definition.ips.iter().any(|ip| ip.tftp_root.is_some()) {
             self.warnings.push("TFTP is not served yet".to_owned());
         }
-        if services::wants_dhcp4(definition) {
-            let id = Uuid::new_v4();
-            self.trap = Some(self.manager.dataplane.add_trap(id, self.uuid).await?);
-            self.undo.push(Undo::DataplanePort(id));
+        match self.manager.raise_services(self.uuid, definition).await {
+            Ok((services, undo)) => {
+                self.undo.extend(undo);
+                self.services = services;
+                Ok(())
+            }
+            // Guests that have their addresses go on; it is tried again.
+            Err(error) if self.mode == Mode::Restore => {
+                self.warnings.push(services_warning(&error));
+                self.services_missing = true;
+                Ok(())
+            }
+            Err(error) => Err(error),
         }
-        let trap = self.trap.take();
-        if let Some(services) =
-            self.manager.start_services(self.uuid, definition, trap).await?
-        {
-            self.undo.push(Undo::Services(Arc::clone(&services)));
-            self.services = Some(services);
-        }
-        Ok(())
     }
 
     /// A port that cannot come up does not keep the network down: it says why.
@@ -438,7 +447,7 @@ impl Start<'_> {
                     let mut reason = vec![error.title];
                     reason.extend(error.causes);
                     let reason = reason.join(": ");
-                    self.warnings.push(format!("port '{}' is not up: {reason}", document.name));
+                    self.warnings.push(port_warning(&document.name) + &reason);
                     Raised { undo: Vec::new(), state: PortState::Error, reason: Some(reason) }
                 }
             };
@@ -446,6 +455,23 @@ impl Start<'_> {
         }
         Ok(())
     }
+}
+
+/// How the warning begins that a port is not up.
+pub(super) fn port_warning(port: &str) -> String {
+    format!("port '{port}' is not up: ")
+}
+
+/// How the warning begins that a network runs without DHCP and DNS.
+pub(super) const SERVICES_WARNING: &str = "DHCP and DNS are not served: ";
+
+fn services_warning(error: &Problem) -> String {
+    let mut text = format!("{SERVICES_WARNING}{}", error.title);
+    for cause in &error.causes {
+        text.push_str(": ");
+        text.push_str(cause);
+    }
+    text
 }
 
 fn conflict(net: IpNet, other: &str) -> Problem {

@@ -43,6 +43,8 @@ pub(super) struct Live {
     pub(super) undo: Vec<Undo>,
     pub(super) firewall: Option<FirewallNetwork>,
     pub(super) services: Option<Arc<Services>>,
+    /// They could not be started when the network came back; they are tried again.
+    pub(super) services_missing: bool,
 }
 
 /// A port.

@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use api::Problem;
 use uuid::Uuid;
@@ -92,6 +93,7 @@ impl Manager {
                 self.host.del_route(&route).await.map_err(host)?;
                 Ok(())
             }
+            Undo::Firewall if self.restoring.load(Ordering::Relaxed) => Ok(()),
             // The network that goes is not in the tables any more (or not yet).
             Undo::Firewall => self.apply_firewall(None).await,
             Undo::Services(services) => {

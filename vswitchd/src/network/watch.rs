@@ -7,12 +7,18 @@ use std::time::Duration;
 use api::{EventKind, PortState};
 use uuid::Uuid;
 
+use super::start::{SERVICES_WARNING, port_warning};
+use super::tables::{Network, Port, Tables};
 use super::undo::Undo;
 use super::{Manager, dataplane};
 use crate::host::HostEvent;
+use crate::log::Escaped;
 
 /// How often the firewall rules are looked at, in case a notification was lost.
 const FIREWALL_CHECK: Duration = Duration::from_secs(60);
+/// How often what is missing of active networks is tried again: ports whose namespace or
+/// interface was not there, services whose address was taken.
+const RETRY: Duration = Duration::from_secs(5);
 
 impl Manager {
     /// Follows the datapath and the host until the daemon ends.
@@ -46,12 +52,28 @@ impl Manager {
                 manager.check_firewall().await;
             }
         });
+        let manager = Arc::clone(self);
+        tokio::spawn(async move {
+            let mut tick = tokio::time::interval(RETRY);
+            tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                tick.tick().await;
+                manager.retry_ports().await;
+                manager.retry_services().await;
+            }
+        });
         Ok(())
     }
 
     /// The state of a port that is up, as the datapath has it.
     fn port_state(&self, uuid: Uuid, state: PortState, reason: Option<String>) {
+        // It may quote what a frontend sent.
+        let reason = reason.map(|reason| Escaped(&reason).to_string());
         self.note(|tables| {
+            if state == PortState::Gone && tables.networks.contains_key(&uuid) {
+                interface_gone(tables, uuid, "the uplink or gateway interface");
+                return None;
+            }
             let port = tables.ports.get_mut(&uuid)?;
             // Late news of a port that is down, or gone with its namespace.
             if matches!(port.state, PortState::Down | PortState::Gone | PortState::Error)
@@ -111,7 +133,10 @@ impl Manager {
                 if is_port {
                     self.port_gone_now(object, format!("interface {name} was deleted")).await;
                 } else {
-                    self.interface_gone(object, &name);
+                    self.note(|tables| {
+                        interface_gone(tables, object, &format!("interface {name}"));
+                        None
+                    });
                 }
             }
             HostEvent::LinkGone { .. } => {}
@@ -143,19 +168,82 @@ impl Manager {
         self.undo(undo).await;
     }
 
-    fn interface_gone(&self, network: Uuid, name: &str) {
-        self.note(|tables| {
-            let network = tables.networks.get_mut(&network)?;
-            network.live.as_ref()?;
-            tracing::error!(
-                network = %network.name,
-                "interface {name} was deleted; destroy and start the network to mend it"
-            );
-            network.start_warnings.push(format!(
-                "interface {name} was deleted: destroy and start the network to mend it"
-            ));
-            None
-        });
+    /// Ports that are gone or failed in an active network may be possible now.
+    async fn retry_ports(&self) {
+        let broken = |port: &Port| matches!(port.state, PortState::Gone | PortState::Error);
+        if !self.tables().ports.values().any(broken) {
+            return;
+        }
+        let _operation = self.operation.lock().await;
+        let ports: Vec<_> = {
+            let tables = self.tables();
+            let ports = tables.ports.values().filter(|port| broken(port));
+            ports
+                .filter_map(|port| {
+                    let live = tables.networks.get(&port.document.network)?.live.as_ref()?;
+                    Some((port.document.clone(), Arc::clone(&live.definition)))
+                })
+                .collect()
+        };
+        for (document, definition) in ports {
+            let uuid = document.uuid;
+            let mut undo = Vec::new();
+            self.note(|tables| {
+                undo = std::mem::take(&mut tables.ports.get_mut(&uuid)?.undo);
+                None
+            });
+            self.undo(undo).await;
+            // Still not possible: the reason is known, and said once.
+            let Ok(raised) = self.raise(&document, &definition).await else { continue };
+            self.note(|tables| {
+                let port = tables.ports.get_mut(&uuid)?;
+                port.state = raised.state;
+                port.reason = None;
+                port.undo = raised.undo;
+                let network = tables.networks.get_mut(&document.network)?;
+                let port = document.name;
+                network.start_warnings.retain(|text| !text.starts_with(&port_warning(&port)));
+                tracing::info!(network = %network.name, %port, "port is back");
+                let (network, state) = (network.name.clone(), raised.state);
+                Some(EventKind::PortState { network, port, uuid, state, reason: None })
+            });
+            self.settle_state(uuid);
+        }
+    }
+
+    /// Services that could not be started when their network came back.
+    async fn retry_services(&self) {
+        let missing = |network: &Network| {
+            network.live.as_ref().is_some_and(|live| live.services_missing)
+        };
+        if !self.tables().networks.values().any(missing) {
+            return;
+        }
+        let _operation = self.operation.lock().await;
+        let networks: Vec<_> = {
+            let tables = self.tables();
+            let networks = tables.networks.values().filter(|network| missing(network));
+            networks
+                .filter_map(|network| {
+                    Some((network.uuid, Arc::clone(&network.live.as_ref()?.definition)))
+                })
+                .collect()
+        };
+        for (uuid, definition) in networks {
+            let Ok((services, undo)) = self.raise_services(uuid, &definition).await else {
+                continue;
+            };
+            self.note(|tables| {
+                let network = tables.networks.get_mut(&uuid)?;
+                network.start_warnings.retain(|text| !text.starts_with(SERVICES_WARNING));
+                let live = network.live.as_mut()?;
+                live.services = services;
+                live.services_missing = false;
+                live.undo.extend(undo);
+                tracing::info!(network = %network.name, "DHCP and DNS are served again");
+                None
+            });
+        }
     }
 
     async fn check_firewall(&self) {
@@ -171,5 +259,18 @@ impl Manager {
             },
             Err(error) => tracing::error!("cannot look at the firewall rules: {error}"),
         }
+    }
+}
+
+/// Says of an active network that an interface of it was deleted.
+fn interface_gone(tables: &mut Tables, network: Uuid, what: &str) {
+    let Some(network) = tables.networks.get_mut(&network) else { return };
+    if network.live.is_none() {
+        return;
+    }
+    let warning = format!("{what} was deleted: destroy and start the network to mend it");
+    if !network.start_warnings.contains(&warning) {
+        tracing::error!(network = %network.name, "{warning}");
+        network.start_warnings.push(warning);
     }
 }
