@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::io::Read;
 use std::net::SocketAddr;
 
-use host_env::{PORT, Station, drain, host, inside, ip, machine, nft, run, send, udp};
+use host_env::{PORT, Station, drain, eventually, host, inside, ip, machine, nft, run, send, udp};
 use netdef::model::{ForwardMode, Nat};
 use socket2::{Domain, Protocol, Socket, Type};
 use vswitchd::host::{FirewallNetwork, Host, HostEvent};
@@ -354,6 +354,15 @@ fn isolated_guests_reach_nothing_of_the_host_but_its_services() {
             send(guest, from, "answer");
             own.recv_from(&mut buffer).expect("the answer to the host");
         }
+        // Neighbour discovery passes: the guest does not know its gateway's address here.
+        inside("isolated", || {
+            ip("neigh del fd00:1::1 dev eth0
+                neigh del 10.1.0.1 dev eth0");
+        });
+        for gateway in ["10.1.0.1", "fd00:1::1"] {
+            let ping = inside("isolated", || Ping::open(gateway));
+            eventually("an answer by neighbour discovery", async || ping.answered()).await;
+        }
         for (gateway, reached) in [
             ("10.1.0.1", true),
             ("fd00:1::1", true),
@@ -499,6 +508,20 @@ fn other_tables_that_drop_are_named() {
             let warnings = host.firewall_warnings("vn0").await;
             assert!(warnings.iter().any(|w| w.contains("bridge-nf-call-iptables")), "{warnings:?}");
         }
+    });
+}
+
+#[test]
+fn names_that_nft_would_interpret_are_refused() {
+    machine(async || {
+        let host = router().await;
+        for bad in ["wan*", "@set", "a\\b", "a\"b", "", "sixteen-letters-"] {
+            let mut nat = network("vn0", ForwardMode::Nat, 1);
+            nat.forward_dev = Some(bad.into());
+            let error = host.apply_firewall(&[nat]).await.unwrap_err();
+            assert!(matches!(error, vswitchd::host::Error::InvalidName { .. }), "{bad}: {error:?}");
+        }
+        assert_eq!(run("nft list tables"), "");
     });
 }
 

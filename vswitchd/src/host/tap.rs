@@ -32,6 +32,8 @@ pub struct TapSpec {
     pub queues: usize,
     /// Namespace by name in `/run/netns` or by path; the daemon's own when absent.
     pub netns: Option<String>,
+    /// A gateway starts down: [`Host::gateway_sysctls`] and the addresses come before
+    /// [`Host::set_up`], or it would take a guest's router advertisement in between.
     pub up: bool,
 }
 

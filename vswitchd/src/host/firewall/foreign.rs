@@ -12,9 +12,15 @@ use crate::host::sysctl;
 /// One sentence per foreign chain that drops by policy.
 pub(super) fn warnings(own_table: &str, interface: &str) -> Vec<String> {
     let Ok(Some(listing)) = nft::list(&["chains"]) else { return Vec::new() };
-    let dropping = dropping(&listing, own_table);
+    let Foreign { dropping, firewalld } = read(&listing, own_table);
     let mut warnings: Vec<String> =
         dropping.iter().map(|chain| sentence(chain, interface)).collect();
+    if firewalld {
+        warnings.push(format!(
+            "firewalld is active (table inet firewalld) and refuses what no zone allows: firewall-cmd \
+             --zone=trusted --add-interface={interface}"
+        ));
+    }
     let forward = dropping.iter().find(|chain| chain.hook == "forward");
     if let Some(chain) = forward {
         let bridged = ["bridge/bridge-nf-call-iptables", "bridge/bridge-nf-call-ip6tables"]
@@ -57,24 +63,32 @@ struct Dropping {
     hook: String,
 }
 
-/// Base chains with policy drop at the hooks that guests' packets pass; whatever else the
-/// listing holds, also of newer nft versions, is passed over.
-fn dropping(listing: &str, own_table: &str) -> Vec<Dropping> {
-    let Ok(document) = serde_json::from_str::<Value>(listing) else { return Vec::new() };
-    let objects = document["nftables"].as_array().cloned().unwrap_or_default();
-    let mut found = Vec::new();
-    for object in &objects {
+/// What a listing of chains shows of other people's firewalls.
+#[derive(Debug, Default)]
+struct Foreign {
+    /// Base chains with policy drop at the hooks that guests' packets pass.
+    dropping: Vec<Dropping>,
+    /// It accepts by policy and refuses by rules, so its policies tell nothing.
+    firewalld: bool,
+}
+
+/// Whatever else the listing holds, also of newer nft versions, is passed over.
+fn read(listing: &str, own_table: &str) -> Foreign {
+    let mut foreign = Foreign::default();
+    let Ok(document) = serde_json::from_str::<Value>(listing) else { return foreign };
+    for object in document["nftables"].as_array().into_iter().flatten() {
         let chain = &object["chain"];
         let text = |field: &str| chain[field].as_str().unwrap_or_default().to_owned();
         let (family, table, hook) = (text("family"), text("table"), text("hook"));
         let ours = family == "inet" && table == own_table;
         let passed = matches!(family.as_str(), "ip" | "ip6" | "inet")
             && matches!(hook.as_str(), "forward" | "input");
+        foreign.firewalld |= passed && table == "firewalld";
         if text("policy") == "drop" && passed && !ours {
-            found.push(Dropping { family, table, name: text("name"), hook });
+            foreign.dropping.push(Dropping { family, table, name: text("name"), hook });
         }
     }
-    found
+    foreign
 }
 
 #[cfg(test)]
@@ -92,10 +106,19 @@ mod tests {
             {"chain":{"family":"bridge","table":"b","name":"fwd","hook":"forward","policy":"drop"}},
             {"chain":{"family":"inet","table":"netloom","name":"x","hook":"forward","policy":"drop"}},
             {"chain":{"family":"ip","table":"filter","name":"plain"}}]}"#;
-        let names: Vec<String> =
-            dropping(listing, "netloom").into_iter().map(|chain| chain.name).collect();
+        let foreign = read(listing, "netloom");
+        let names: Vec<&str> = foreign.dropping.iter().map(|chain| chain.name.as_str()).collect();
         assert_eq!(names, ["FORWARD", "in"]);
-        assert!(dropping("not json", "netloom").is_empty());
-        assert!(dropping(r#"{"nftables":7}"#, "netloom").is_empty());
+        assert!(!foreign.firewalld);
+        assert!(read("not json", "netloom").dropping.is_empty());
+        assert!(read(r#"{"nftables":7}"#, "netloom").dropping.is_empty());
+    }
+
+    #[test]
+    fn firewalld_is_known_by_its_table() {
+        let listing = r#"{"nftables":[{"chain":{"family":"inet","table":"firewalld",
+            "name":"filter_FORWARD","hook":"forward","policy":"accept"}}]}"#;
+        let foreign = read(listing, "netloom");
+        assert!(foreign.firewalld && foreign.dropping.is_empty());
     }
 }

@@ -18,7 +18,7 @@ pub(super) use monitor::Monitor;
 pub use ruleset::FirewallNetwork;
 
 use super::Host;
-use super::error::Result;
+use super::error::{Error, Result};
 
 /// What this process applied last.
 #[derive(Debug, Default)]
@@ -74,15 +74,30 @@ impl Applied {
     }
 }
 
+/// Names of interfaces that are not ours may be odd, but in a rule nft would take some for a
+/// pattern, a set or a string with escapes.
+fn check_foreign_name(name: &str) -> Result<()> {
+    let literal = !name.is_empty()
+        && name.len() <= 15
+        && !name.starts_with('@')
+        && name.bytes().all(|byte| byte.is_ascii_graphic() && !b"*\"\\/".contains(&byte));
+    if literal {
+        return Ok(());
+    }
+    let reason = "a firewall rule cannot name it";
+    Err(Error::InvalidName { name: name.to_owned(), reason })
+}
+
 impl Host {
     /// Makes the instance's table say what `networks`, all the active ones, need. Without
     /// networks the table is removed.
     ///
     /// # Errors
-    /// [`super::Error::NftMissing`], [`super::Error::Nft`]; the table is then as it was before.
+    /// [`Error::NftMissing`], [`Error::Nft`]; the table is then as it was before.
     pub async fn apply_firewall(&self, networks: &[FirewallNetwork]) -> Result<()> {
         for network in networks {
             super::link::check_name(&network.interface)?;
+            network.forward_dev.as_deref().map_or(Ok(()), check_foreign_name)?;
         }
         if networks.iter().all(|network| !ruleset::needs_rules(network)) {
             return self.remove_firewall().await;
