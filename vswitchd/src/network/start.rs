@@ -132,19 +132,7 @@ impl Manager {
         definition: &Arc<model::Network>,
         mode: Mode,
     ) -> Result<Started, Problem> {
-        let mut start = Start {
-            manager: self,
-            uuid,
-            definition,
-            mode,
-            interface: gateway_interface(definition).map(str::to_owned),
-            undo: Vec::new(),
-            warnings: Vec::new(),
-            firewall: None,
-            services: None,
-            services_missing: false,
-            ports: Vec::new(),
-        };
+        let mut start = Start::new(self, uuid, definition, mode);
         for step in Step::ALL {
             if let Err(cause) = start.run(step).await {
                 let name = step.describe(&start);
@@ -164,6 +152,7 @@ impl Manager {
                 firewall: start.firewall,
                 services: start.services,
                 services_missing: start.services_missing,
+                interface_missing: false,
             },
             warnings: start.warnings,
             ports: PortOutcomes(start.ports),
@@ -171,7 +160,50 @@ impl Manager {
     }
 }
 
-impl Start<'_> {
+impl Manager {
+    /// Makes the gateway or uplink interface of an active network again, as it was; what was left
+    /// of the old one in the datapath is gone already.
+    ///
+    /// # Errors
+    /// Why it is not possible. Nothing is left then.
+    pub(super) async fn remake_interface(
+        &self,
+        uuid: Uuid,
+        definition: &Arc<model::Network>,
+    ) -> Result<Vec<Undo>, Problem> {
+        let mut start = Start::new(self, uuid, definition, Mode::Restore);
+        for step in [Step::Interface, Step::Addresses, Step::Routes] {
+            if let Err(error) = start.run(step).await {
+                self.undo(start.undo).await;
+                return Err(error);
+            }
+        }
+        Ok(start.undo)
+    }
+}
+
+impl<'a> Start<'a> {
+    fn new(
+        manager: &'a Manager,
+        uuid: Uuid,
+        definition: &'a Arc<model::Network>,
+        mode: Mode,
+    ) -> Self {
+        Self {
+            manager,
+            uuid,
+            definition,
+            mode,
+            interface: gateway_interface(definition).map(str::to_owned),
+            undo: Vec::new(),
+            warnings: Vec::new(),
+            firewall: None,
+            services: None,
+            services_missing: false,
+            ports: Vec::new(),
+        }
+    }
+
     async fn run(&mut self, step: Step) -> Result<(), Problem> {
         match step {
             Step::Conflicts => self.conflicts().await,

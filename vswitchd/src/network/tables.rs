@@ -45,6 +45,8 @@ pub(super) struct Live {
     pub(super) services: Option<Arc<Services>>,
     /// They could not be started when the network came back; they are tried again.
     pub(super) services_missing: bool,
+    /// Somebody deleted the gateway or uplink interface; it is tried again.
+    pub(super) interface_missing: bool,
 }
 
 /// A port.

@@ -17,7 +17,7 @@ use crate::log::Escaped;
 /// How often the firewall rules are looked at, in case a notification was lost.
 const FIREWALL_CHECK: Duration = Duration::from_secs(60);
 /// How often what is missing of active networks is tried again: ports whose namespace or
-/// interface was not there, services whose address was taken.
+/// interface was not there, services whose address was taken, interfaces that were deleted.
 const RETRY: Duration = Duration::from_secs(5);
 
 impl Manager {
@@ -58,6 +58,7 @@ impl Manager {
             tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
                 tick.tick().await;
+                manager.retry_interfaces().await;
                 manager.retry_ports().await;
                 manager.retry_services().await;
             }
@@ -71,7 +72,9 @@ impl Manager {
         let reason = reason.map(|reason| Escaped(&reason).to_string());
         self.note(|tables| {
             if state == PortState::Gone && tables.networks.contains_key(&uuid) {
-                interface_gone(tables, uuid, "the uplink or gateway interface");
+                let definition = tables.networks.get(&uuid)?.current()?;
+                let name = definition.bridge.name.clone().or(definition.forward.dev.clone())?;
+                interface_gone(tables, uuid, &name);
                 return None;
             }
             let port = tables.ports.get_mut(&uuid)?;
@@ -127,17 +130,22 @@ impl Manager {
                 }
             }
             HostEvent::LinkGone { name, object: Some(object), .. } => {
-                // Waits for a change under way: it may be what deleted the link.
+                // Waits for a change under way: it may be what deleted the link, or what has made
+                // it again since.
                 let _operation = self.operation.lock().await;
-                let is_port = self.tables().ports.contains_key(&object);
-                if is_port {
-                    self.port_gone_now(object, format!("interface {name} was deleted")).await;
-                } else {
-                    self.note(|tables| {
-                        interface_gone(tables, object, &format!("interface {name}"));
-                        None
-                    });
+                let links = self.host.owned_links().await.unwrap_or_default();
+                if links.iter().any(|link| link.object == object) {
+                    return;
                 }
+                if self.tables().ports.contains_key(&object) {
+                    self.port_gone_now(object, format!("interface {name} was deleted")).await;
+                    return;
+                }
+                self.note(|tables| {
+                    interface_gone(tables, object, &name);
+                    None
+                });
+                self.mend_interfaces().await;
             }
             HostEvent::LinkGone { .. } => {}
         }
@@ -211,6 +219,56 @@ impl Manager {
         }
     }
 
+    /// Gateway and uplink interfaces that somebody deleted.
+    async fn retry_interfaces(&self) {
+        let missing = |network: &Network| {
+            network.live.as_ref().is_some_and(|live| live.interface_missing)
+        };
+        if self.tables().networks.values().any(missing) {
+            let _operation = self.operation.lock().await;
+            self.mend_interfaces().await;
+        }
+    }
+
+    /// Under the operation lock.
+    async fn mend_interfaces(&self) {
+        let networks: Vec<_> = {
+            let tables = self.tables();
+            let live = tables.networks.values().filter_map(|network| {
+                let live = network.live.as_ref().filter(|live| live.interface_missing)?;
+                Some((network.uuid, Arc::clone(&live.definition)))
+            });
+            live.collect()
+        };
+        for (uuid, definition) in networks {
+            let of_interface = |undo: &Undo| match undo {
+                Undo::DataplanePort(id) => *id == uuid,
+                Undo::Link { object, .. } => *object == uuid,
+                Undo::Route(_) => true,
+                _ => false,
+            };
+            let mut old = Vec::new();
+            self.note(|tables| {
+                let live = tables.networks.get_mut(&uuid)?.live.as_mut()?;
+                old = live.undo.extract_if(.., |undo| of_interface(undo)).collect();
+                // The routes went with the interface.
+                old.retain(|undo| !matches!(undo, Undo::Route(_)));
+                None
+            });
+            self.undo(old).await;
+            let Ok(undo) = self.remake_interface(uuid, &definition).await else { continue };
+            self.note(|tables| {
+                let network = tables.networks.get_mut(&uuid)?;
+                network.start_warnings.retain(|text| !text.starts_with(INTERFACE_WARNING));
+                let live = network.live.as_mut()?;
+                live.undo.extend(undo);
+                live.interface_missing = false;
+                tracing::warn!(network = %network.name, "the interface was made again");
+                None
+            });
+        }
+    }
+
     /// Services that could not be started when their network came back.
     async fn retry_services(&self) {
         let missing = |network: &Network| {
@@ -262,14 +320,16 @@ impl Manager {
     }
 }
 
-/// Says of an active network that an interface of it was deleted.
-fn interface_gone(tables: &mut Tables, network: Uuid, what: &str) {
+/// How the warning begins that the interface of a network was deleted.
+const INTERFACE_WARNING: &str = "guests have lost their gateway or uplink: ";
+
+/// Notes that the gateway or uplink interface of an active network was deleted.
+fn interface_gone(tables: &mut Tables, network: Uuid, name: &str) {
     let Some(network) = tables.networks.get_mut(&network) else { return };
-    if network.live.is_none() {
-        return;
-    }
-    let warning = format!("{what} was deleted: destroy and start the network to mend it");
-    if !network.start_warnings.contains(&warning) {
+    let Some(live) = &mut network.live else { return };
+    if !live.interface_missing {
+        live.interface_missing = true;
+        let warning = format!("{INTERFACE_WARNING}interface {name} was deleted");
         tracing::error!(network = %network.name, "{warning}");
         network.start_warnings.push(warning);
     }
