@@ -194,6 +194,14 @@ impl Store {
     }
 }
 
+impl Drop for Store {
+    fn drop(&mut self) {
+        // Closing is not enough: a process that another thread is just starting has a copy of the
+        // descriptor until it executes its program. A lock that cannot be released ends with it.
+        let _ = self.file.unlock();
+    }
+}
+
 fn apply(leases: &mut BTreeMap<Ipv4Addr, Lease>, changes: Vec<Change>) {
     for change in changes {
         match change {
