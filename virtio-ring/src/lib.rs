@@ -26,7 +26,6 @@ mod poison;
 mod region;
 mod ring;
 mod slice;
-mod vectored;
 
 pub use chain::{Chain, ChainBuf, ChainError, Chains, Direction, MAX_BURST, MAX_CHAIN};
 pub use cursor::Cursor;
@@ -34,4 +33,3 @@ pub use memory::GuestMemory;
 pub use region::{MappedRegion, MemoryError, RegionSpec};
 pub use ring::{Limit, Mark, RingConfig, RingError, SplitRing};
 pub use slice::GuestSlice;
-pub use vectored::write_vectored;

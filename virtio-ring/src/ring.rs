@@ -248,6 +248,12 @@ impl SplitRing {
         }
     }
 
+    /// Everything that the driver was known to offer has been taken.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.avail_idx == self.last_avail
+    }
+
     #[must_use]
     #[inline]
     pub fn mark(&self) -> Mark {

@@ -86,8 +86,10 @@ impl<'m> GuestSlice<'m> {
         self.ptr
     }
 
+    /// For a gathering write: mapped for `'m`, and a fault the process survives.
+    #[must_use]
     #[inline]
-    pub(crate) fn as_iovec(self) -> libc::iovec {
+    pub fn as_iovec(self) -> libc::iovec {
         libc::iovec { iov_base: self.ptr.cast(), iov_len: self.len }
     }
 

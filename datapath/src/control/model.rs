@@ -1,0 +1,95 @@
+//! Bridges and ports as the control plane knows them, and the snapshots made of them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use switch::{Bridge, BridgeConfig, Fdb, MAX_PORTS, Mode, PortConfig, PortIndex, Role};
+use uuid::Uuid;
+
+use crate::BridgeSpec;
+use crate::counters::Counters;
+use crate::snapshot::{Device, Port, Snapshot};
+
+#[derive(Debug)]
+pub(super) struct BridgeEntry {
+    pub(super) spec: BridgeSpec,
+    pub(super) fdb: Arc<Fdb>,
+    bridge: Arc<Bridge>,
+}
+
+#[derive(Debug)]
+pub(super) struct PortEntry {
+    pub(super) index: PortIndex,
+    pub(super) bridge: Uuid,
+    pub(super) config: PortConfig,
+    pub(super) device: Device,
+    pub(super) counters: Arc<[Counters]>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Model {
+    pub(super) bridges: HashMap<Uuid, BridgeEntry>,
+    pub(super) ports: HashMap<Uuid, PortEntry>,
+}
+
+impl Model {
+    pub(super) fn add_bridge(&mut self, id: Uuid, spec: BridgeSpec) {
+        let fdb = Arc::new(Fdb::new(Fdb::DEFAULT_MAX_ENTRIES));
+        let bridge = Arc::new(Bridge::new(BridgeConfig::default(), &[], Arc::clone(&fdb)));
+        self.bridges.insert(id, BridgeEntry { spec, fdb, bridge });
+        self.rebuild(id);
+    }
+
+    /// An index that no port has.
+    pub(super) fn free_index(&self) -> Option<PortIndex> {
+        let mut taken = vec![false; MAX_PORTS];
+        for port in self.ports.values() {
+            taken[usize::from(port.index.0)] = true;
+        }
+        let free = taken.iter().position(|taken| !taken)?;
+        u16::try_from(free).ok().map(PortIndex)
+    }
+
+    pub(super) fn has_internal(&self, bridge: Uuid) -> bool {
+        self.ports_of(bridge).any(|port| port.config.role == Role::Internal)
+    }
+
+    pub(super) fn ports_of(&self, bridge: Uuid) -> impl Iterator<Item = &PortEntry> {
+        self.ports.values().filter(move |port| port.bridge == bridge)
+    }
+
+    pub(super) fn id_of(&self, index: PortIndex) -> Option<Uuid> {
+        self.ports.iter().find(|(_, port)| port.index == index).map(|(&id, _)| id)
+    }
+
+    /// Makes the bridge anew from its configuration and ports.
+    pub(super) fn rebuild(&mut self, id: Uuid) {
+        let mut ports: Vec<_> =
+            self.ports_of(id).map(|port| (port.index, port.config.clone())).collect();
+        ports.sort_by_key(|(index, _)| *index);
+        let internal = ports.iter().find(|(_, config)| config.role == Role::Internal);
+        let internal = internal.map(|(index, _)| *index);
+        let Some(entry) = self.bridges.get_mut(&id) else { return };
+        let config = BridgeConfig {
+            mode: if entry.spec.hub { Mode::Hub } else { Mode::Learning },
+            ageing: entry.spec.ageing,
+            trap_dhcp4: internal.filter(|_| entry.spec.trap_dhcp4),
+            gateway_v4: entry.spec.gateway_v4.clone(),
+            ..BridgeConfig::default()
+        };
+        entry.bridge = Arc::new(Bridge::new(config, &ports, Arc::clone(&entry.fdb)));
+    }
+
+    pub(super) fn snapshot(&self) -> Snapshot {
+        Snapshot::new(self.ports.iter().filter_map(|(&id, port)| {
+            let bridge = Arc::clone(&self.bridges.get(&port.bridge)?.bridge);
+            Some(Arc::new(Port {
+                index: port.index,
+                id,
+                bridge,
+                device: port.device.clone(),
+                counters: Arc::clone(&port.counters),
+            }))
+        }))
+    }
+}

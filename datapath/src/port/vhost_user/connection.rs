@@ -1,0 +1,134 @@
+//! One frontend's connection: bytes to session, session's actions to device, answers back.
+
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tracing::{debug, info};
+use vhost_user::socket::{self, Read};
+use vhost_user::{Action, Offer, Session};
+
+use super::device::{Busy, DeviceState};
+use super::queue::VhostPort;
+
+/// Messages that are handled before other ports get their turn.
+const MESSAGES: usize = 64;
+/// How long a frontend may leave answers unread.
+const UNREAD: Duration = Duration::from_secs(5);
+
+/// Why a connection is over.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum End {
+    #[error("the frontend closed the connection")]
+    Closed,
+    #[error(transparent)]
+    Socket(#[from] socket::Error),
+    #[error(transparent)]
+    Protocol(#[from] vhost_user::ProtocolError),
+    #[error("answers were left unread for {} s", UNREAD.as_secs())]
+    Unread,
+    #[error("the file behind the guest's memory was cut short")]
+    Memory,
+}
+
+/// What the thread has to do for a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// Come back when the socket is ready.
+    Socket,
+    /// Come back soon: a worker holds a ring, or there are more messages.
+    Soon,
+}
+
+pub(super) struct Connection {
+    pub(super) stream: UnixStream,
+    pub(super) session: Session,
+    pub(super) device: DeviceState,
+    action: Option<Action>,
+    /// Since when answers have been waiting for the frontend to read them.
+    unread: Option<Instant>,
+    /// A reason for the operator: the last thing that was refused.
+    pub(super) refusal: Option<String>,
+    /// Quarantined by a worker: the rings are still to be taken away.
+    breaking: bool,
+}
+
+impl Connection {
+    pub(super) fn new(
+        stream: UnixStream,
+        offer: Offer,
+        vhost: Arc<VhostPort>,
+        generation: u64,
+    ) -> Self {
+        Self {
+            stream,
+            session: Session::new(offer),
+            device: DeviceState::new(vhost, generation),
+            action: None,
+            unread: None,
+            refusal: None,
+            breaking: false,
+        }
+    }
+
+    /// The port was quarantined.
+    pub(super) fn break_off(&mut self) {
+        self.breaking = true;
+    }
+
+    /// The socket must be watched for room to write.
+    pub(super) fn has_unread(&self) -> bool {
+        self.unread.is_some()
+    }
+
+    /// Does what can be done without waiting.
+    pub(super) fn drive(&mut self, port: &str) -> Result<Wait, End> {
+        if self.breaking {
+            if self.device.is_poisoned() {
+                return Err(End::Memory);
+            }
+            if self.device.break_off(self.session.device()).is_err() {
+                return Ok(Wait::Soon);
+            }
+            self.breaking = false;
+        }
+        for _ in 0..MESSAGES {
+            if let Some(action) = self.action {
+                match self.device.apply(self.session.device(), action) {
+                    Err(Busy) => return Ok(Wait::Soon),
+                    Ok(Ok(outcome)) => {
+                        debug!(port, ?action, ?outcome, "vhost-user");
+                        self.action = None;
+                        self.session.complete(outcome)?;
+                    }
+                    Ok(Err(error)) => {
+                        self.action = None;
+                        self.refusal = Some(error.to_string());
+                        info!(port, ?action, %error, "refused what the frontend asked for");
+                        self.session.complete(vhost_user::Outcome::Failed)?;
+                    }
+                }
+            }
+            self.action = self.session.poll()?;
+            if let Some(refusal) = self.session.take_refusal() {
+                info!(port, %refusal, "refused a message of the frontend");
+            }
+            if self.action.is_some() {
+                continue;
+            }
+            let sent =
+                socket::write(&self.stream, &mut self.session).map_err(socket::Error::from)?;
+            if sent {
+                self.unread = None;
+            } else if self.unread.get_or_insert_with(Instant::now).elapsed() > UNREAD {
+                return Err(End::Unread);
+            }
+            match socket::read(&self.stream, &mut self.session)? {
+                Read::Received => {}
+                Read::Empty | Read::Paused => return Ok(Wait::Socket),
+                Read::Closed => return Err(End::Closed),
+            }
+        }
+        Ok(Wait::Soon)
+    }
+}

@@ -1,0 +1,421 @@
+//! One connection's device: from what the frontend said to rings that workers use.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, MutexGuard};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat};
+use vhost_user::features::virtio;
+use vhost_user::{Action, Device as Told, Outcome, Vring};
+use virtio_ring::{
+    GuestMemory, MappedRegion, MemoryError, RegionSpec, RingConfig, RingError, SplitRing,
+};
+
+use super::config_space::header_len;
+use super::control_queue::ControlQueue;
+use super::queue::{Live, Queue, TxSetup, VhostPort};
+use crate::offload::OffloadSet;
+
+/// How long a worker's burst is waited for before the thread goes on with other ports.
+const PATIENCE: Duration = Duration::from_micros(200);
+
+/// Why what the frontend asks for cannot be done.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DeviceError {
+    #[error("memory: {0}")]
+    Memory(#[from] MemoryError),
+    #[error("ring {ring}: {error}")]
+    Ring { ring: usize, error: RingError },
+    #[error("ring {ring}: its {which} descriptor is neither an eventfd nor a pipe")]
+    Descriptor { ring: usize, which: &'static str },
+    #[error("ring {ring}: its {which} descriptor cannot be used: {error}")]
+    System { ring: usize, which: &'static str, error: io::Error },
+}
+
+/// A worker holds the ring: try again later.
+pub(super) struct Busy;
+
+/// How a ring was built.
+#[derive(Clone, Debug)]
+struct Built {
+    config: RingConfig,
+    generation: u64,
+    kick: Option<Arc<OwnedFd>>,
+}
+
+pub(super) struct DeviceState {
+    vhost: Arc<VhostPort>,
+    memory: Option<Arc<GuestMemory>>,
+    /// What is mapped, with the file that it came from.
+    regions: HashMap<[u64; 4], (Arc<OwnedFd>, Arc<MappedRegion>)>,
+    built: Vec<Option<Built>>,
+    /// Where stopped rings ended.
+    ended: Vec<Option<u16>>,
+    control: Option<ControlQueue>,
+    /// Which ring that is.
+    control_at: usize,
+    /// The port is quarantined: rings are not built before the frontend has stopped one.
+    broken: bool,
+    generation: u64,
+    /// The workers have to look at the rings again.
+    changed: bool,
+}
+
+impl DeviceState {
+    /// `generation` is above every one that the port had before.
+    pub(super) fn new(vhost: Arc<VhostPort>, generation: u64) -> Self {
+        Self {
+            vhost,
+            memory: None,
+            regions: HashMap::new(),
+            built: Vec::new(),
+            ended: Vec::new(),
+            control: None,
+            control_at: 0,
+            broken: false,
+            generation,
+            changed: false,
+        }
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    pub(super) fn control(&mut self) -> Option<&mut ControlQueue> {
+        self.control.as_mut()
+    }
+
+    /// Whether the workers have to be told of a change since the last time.
+    pub(super) fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
+    pub(super) fn is_poisoned(&self) -> bool {
+        self.memory.as_ref().is_some_and(|memory| memory.is_poisoned())
+    }
+
+    /// Some ring moves frames.
+    pub(super) fn is_up(&self, told: &Told) -> bool {
+        let control = told.control_queue();
+        let mut rings = self.built.iter().zip(&told.vrings).enumerate();
+        rings.any(|(at, (built, vring))| built.is_some() && vring.enabled && Some(at) != control)
+    }
+
+    /// Does what the session asks for. It is all done or nothing is, and may be called again after `Busy`.
+    pub(super) fn apply(
+        &mut self,
+        told: &Told,
+        action: Action,
+    ) -> Result<Result<Outcome, DeviceError>, Busy> {
+        self.built.resize(told.vrings.len(), None);
+        self.ended.resize(told.vrings.len(), None);
+        let done = match action {
+            Action::Features => self.sync_all(told),
+            Action::Memory => match self.map(told) {
+                Ok(memory) => {
+                    let before = self.memory.replace(memory);
+                    let synced = self.sync_all(told);
+                    if !matches!(synced, Ok(Ok(()))) {
+                        self.memory = before;
+                    } else if let Some(memory) = &self.memory {
+                        let kept = memory.regions();
+                        self.regions
+                            .retain(|_, (_, region)| kept.iter().any(|k| Arc::ptr_eq(k, region)));
+                    }
+                    synced
+                }
+                Err(error) => Ok(Err(error)),
+            },
+            Action::Vring(ring) => {
+                let at = usize::from(ring);
+                if told.vrings.get(at).is_some_and(|vring| !vring.started) {
+                    self.mend();
+                }
+                self.sync(told, at).map(|synced| synced.inspect(|()| self.activate(told)))
+            }
+            Action::StopVring(ring) => {
+                let at = usize::from(ring);
+                self.mend();
+                self.remove(at)?;
+                self.activate(told);
+                let base = told.vrings.get(at).map_or(0, |vring| vring.base);
+                let ended = self.ended.get_mut(at).and_then(Option::take).map_or(base, u32::from);
+                return Ok(Ok(Outcome::VringBase(ended)));
+            }
+            Action::Reset => {
+                self.mend();
+                self.remove_all(told)?;
+                Ok(Ok(()))
+            }
+            // Gratuitous frames of a migrated guest are sent by the guest itself, or not at all yet.
+            _ => Ok(Ok(())),
+        }?;
+        Ok(done.map(|()| Outcome::Done))
+    }
+
+    /// Takes every ring away from the workers.
+    pub(super) fn remove_all(&mut self, told: &Told) -> Result<(), Busy> {
+        for at in 0..self.built.len() {
+            self.remove(at)?;
+        }
+        self.activate(told);
+        Ok(())
+    }
+
+    /// A worker has put the port into quarantine: takes its rings away until the frontend begins anew.
+    pub(super) fn break_off(&mut self, told: &Told) -> Result<(), Busy> {
+        self.broken = true;
+        self.remove_all(told)?;
+        for vring in &told.vrings {
+            if let Some(err) = vring.err.as_ref().filter(|fd| check(fd.as_fd()).is_ok()) {
+                let _ = rustix::io::write(err, &1_u64.to_ne_bytes());
+            }
+        }
+        Ok(())
+    }
+
+    fn mend(&mut self) {
+        if self.broken {
+            self.broken = false;
+            self.vhost.release();
+        }
+    }
+
+    /// The memory as the frontend has it now; regions that were mapped before stay mapped.
+    fn map(&mut self, told: &Told) -> Result<Arc<GuestMemory>, DeviceError> {
+        let mut mapped = Vec::with_capacity(told.regions.len());
+        for region in &told.regions {
+            let vhost_user::Region { guest_addr, size, user_addr, mmap_offset, ref fd } = *region;
+            let key = [guest_addr, size, user_addr, mmap_offset];
+            let old = self.regions.get(&key).filter(|(file, _)| Arc::ptr_eq(file, fd));
+            let region = if let Some((_, region)) = old {
+                Arc::clone(region)
+            } else {
+                let spec = RegionSpec { guest_addr, size, user_addr, mmap_offset };
+                let region = Arc::new(MappedRegion::map(spec, fd.as_fd())?);
+                self.regions.insert(key, (Arc::clone(fd), Arc::clone(&region)));
+                region
+            };
+            mapped.push(region);
+        }
+        Ok(Arc::new(GuestMemory::new(mapped)?))
+    }
+
+    fn sync_all(&mut self, told: &Told) -> Result<Result<(), DeviceError>, Busy> {
+        for at in 0..told.vrings.len() {
+            if let Err(error) = self.sync(told, at)? {
+                return Ok(Err(error));
+            }
+        }
+        self.activate(told);
+        Ok(Ok(()))
+    }
+
+    /// Makes one ring what the frontend says it is.
+    fn sync(&mut self, told: &Told, at: usize) -> Result<Result<(), DeviceError>, Busy> {
+        let Some(vring) = told.vrings.get(at) else { return Ok(Ok(())) };
+        let (Some(memory), Some(addr), true) =
+            (self.memory.clone(), vring.addr, vring.is_ready() && !self.broken)
+        else {
+            self.remove(at)?;
+            return Ok(Ok(()));
+        };
+        for (which, fd) in [("kick", &vring.kick), ("call", &vring.call)] {
+            if let Some(fd) = fd
+                && let Err(error) = prepare(fd.as_fd(), at, which)
+            {
+                return Ok(Err(error));
+            }
+        }
+        let config = RingConfig {
+            size: vring.num,
+            desc: addr.desc,
+            avail: addr.avail,
+            used: addr.used,
+            // Split rings have 16-bit indices, which the session has checked.
+            base: u16::try_from(vring.base).unwrap_or(0),
+            event_idx: told.has(virtio::F_EVENT_IDX),
+            indirect: told.has(virtio::F_INDIRECT_DESC),
+        };
+        if told.control_queue() == Some(at) {
+            return Ok(self.sync_control(told, at, vring, &memory, config));
+        }
+        let vhost = Arc::clone(&self.vhost);
+        let Some(queue) = place(&vhost, at) else { return Ok(Ok(())) };
+        let mut guard = lock(queue)?;
+        let before = guard.as_ref().zip(self.built[at].as_ref());
+        let ring = match before {
+            // Nothing of the ring itself has changed.
+            Some((live, built)) if built.config == config && Arc::ptr_eq(&live.memory, &memory) => {
+                None
+            }
+            Some((live, _)) => Some(live.ring.rebuild(&memory, &config)),
+            None => Some(SplitRing::new(&memory, &config)),
+        };
+        let is_new = ring.is_some();
+        let receives = at.is_multiple_of(2);
+        let accept = if receives {
+            OffloadSet::driver_takes(told.features)
+        } else {
+            OffloadSet::driver_leaves(told.features)
+        };
+        match ring {
+            Some(Ok(mut ring)) => {
+                ring.suppress_kicks();
+                *guard = Some(Live {
+                    ring,
+                    memory,
+                    call: vring.call.clone(),
+                    enabled: vring.enabled,
+                    accept,
+                    mergeable: told.has(virtio::NET_F_MRG_RXBUF),
+                    hdr_len: header_len(told.features),
+                });
+            }
+            Some(Err(error)) => return Ok(Err(DeviceError::Ring { ring: at, error })),
+            None => {
+                if let Some(live) = guard.as_mut() {
+                    live.call.clone_from(&vring.call);
+                    live.enabled = vring.enabled;
+                }
+            }
+        }
+        // A new call descriptor may have missed the last signal.
+        if let Some(live) = guard.as_ref().filter(|_| !is_new) {
+            live.signal();
+        }
+        drop(guard);
+        let kick_changed = self.built[at].as_ref().is_none_or(|built| {
+            built.kick.as_ref().map(Arc::as_ptr) != vring.kick.as_ref().map(Arc::as_ptr)
+        });
+        if is_new || kick_changed {
+            self.generation += 1;
+            self.changed = true;
+            let (generation, kick) = (self.generation, vring.kick.clone());
+            self.built[at] = Some(Built { config, generation, kick });
+        }
+        self.ended[at] = None;
+        Ok(Ok(()))
+    }
+
+    fn sync_control(
+        &mut self,
+        told: &Told,
+        at: usize,
+        vring: &Vring,
+        memory: &Arc<GuestMemory>,
+        config: RingConfig,
+    ) -> Result<(), DeviceError> {
+        let before = self.control.take();
+        self.control_at = at;
+        let unchanged = self.built[at].as_ref().is_some_and(|built| built.config == config);
+        let pairs = before.as_ref().map_or(1, |control| control.pairs);
+        let ring = match before {
+            Some(control) if unchanged && Arc::ptr_eq(&control.memory, memory) => Ok(control.ring),
+            Some(control) => control.ring.rebuild(memory, &config),
+            None => SplitRing::new(memory, &config),
+        };
+        self.built[at] = None;
+        let ring = ring.map_err(|error| DeviceError::Ring { ring: at, error })?;
+        let max_pairs = u16::try_from(told.vrings.len() / 2).unwrap_or(1);
+        let mut control = ControlQueue::new(ring, Arc::clone(memory), max_pairs);
+        control.pairs = pairs;
+        control.call.clone_from(&vring.call);
+        control.kick.clone_from(&vring.kick);
+        self.control = Some(control);
+        self.generation += 1;
+        let (generation, kick) = (self.generation, vring.kick.clone());
+        self.built[at] = Some(Built { config, generation, kick });
+        Ok(())
+    }
+
+    /// Takes one ring away from the workers.
+    fn remove(&mut self, at: usize) -> Result<(), Busy> {
+        if self.built.get(at).is_none_or(Option::is_none) {
+            return Ok(());
+        }
+        if self.control.is_some() && self.control_at == at {
+            if let Some(control) = self.control.take() {
+                self.ended[at] = Some(control.ring.next_index());
+            }
+            self.built[at] = None;
+            return Ok(());
+        }
+        let vhost = Arc::clone(&self.vhost);
+        if let Some(queue) = place(&vhost, at) {
+            let live = lock(queue)?.take();
+            self.ended[at] = live.map(|live| live.ring.next_index());
+        }
+        self.built[at] = None;
+        self.changed = true;
+        Ok(())
+    }
+
+    /// Tells the workers which rings there are.
+    pub(super) fn activate(&mut self, told: &Told) {
+        let control = told.control_queue();
+        let rx = |pair: usize| {
+            let at = 2 * pair;
+            let built = self.built.get(at).is_some_and(Option::is_some);
+            built && Some(at) != control && told.vrings.get(at).is_some_and(|v| v.enabled)
+        };
+        let active = (0..self.vhost.pairs()).take_while(|&pair| rx(pair)).count();
+        let active = u16::try_from(active).unwrap_or(0);
+        let chosen = self.control.as_ref().map_or(u16::MAX, |control| control.pairs);
+        self.vhost.set_rx_active(active.min(chosen));
+        let setup = (0..self.vhost.pairs()).filter_map(|pair| {
+            let built = self.built.get(2 * pair + 1)?.as_ref()?;
+            (Some(2 * pair + 1) != control).then(|| TxSetup {
+                queue: u16::try_from(pair).unwrap_or(0),
+                generation: built.generation,
+                kick: built.kick.clone(),
+            })
+        });
+        self.vhost.set_tx_setup(setup.collect());
+    }
+}
+
+/// Ring `at` in the port: RX and TX of each pair in turn. `None` for the control queue behind them.
+fn place(vhost: &VhostPort, at: usize) -> Option<&Queue> {
+    if at.is_multiple_of(2) { vhost.rx(at / 2) } else { vhost.tx(at / 2) }
+}
+
+/// A worker's burst is short; one that was put aside by the kernel is not waited for.
+fn lock(queue: &Queue) -> Result<MutexGuard<'_, Option<Live>>, Busy> {
+    let start = Instant::now();
+    loop {
+        if let Some(guard) = queue.try_lock() {
+            return Ok(guard);
+        }
+        if start.elapsed() > PATIENCE {
+            return Err(Busy);
+        }
+        std::hint::spin_loop();
+    }
+}
+
+/// Makes a descriptor of the frontend's choice safe to write to: it must not block.
+fn prepare(fd: BorrowedFd<'_>, ring: usize, which: &'static str) -> Result<(), DeviceError> {
+    let system =
+        |error: rustix::io::Errno| DeviceError::System { ring, which, error: error.into() };
+    check(fd).map_err(|()| DeviceError::Descriptor { ring, which })?;
+    let flags = fcntl_getfl(fd).map_err(system)?;
+    if which == "call" && !flags.contains(OFlags::NONBLOCK) {
+        fcntl_setfl(fd, flags | OFlags::NONBLOCK).map_err(system)?;
+    }
+    Ok(())
+}
+
+/// Only an eventfd or a pipe: writing to anything else may take as long as its owner likes.
+fn check(fd: BorrowedFd<'_>) -> Result<(), ()> {
+    let stat = fstat(fd).map_err(drop)?;
+    if FileType::from_raw_mode(stat.st_mode) == FileType::Fifo {
+        return Ok(());
+    }
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let target = std::fs::read_link(path).map_err(drop)?;
+    if target.as_os_str() == "anon_inode:[eventfd]" { Ok(()) } else { Err(()) }
+}

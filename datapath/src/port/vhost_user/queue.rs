@@ -1,0 +1,146 @@
+//! A guest's rings where workers find them.
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+
+use virtio_ring::{GuestMemory, SplitRing};
+
+use crate::offload::OffloadSet;
+
+/// A ring in use, with everything that a burst needs of it.
+#[derive(Debug)]
+pub(crate) struct Live {
+    pub(crate) ring: SplitRing,
+    pub(crate) memory: Arc<GuestMemory>,
+    /// Signals the driver. A descriptor of the guest's choice that was made non-blocking.
+    pub(crate) call: Option<Arc<OwnedFd>>,
+    /// Started, but SET_VRING_ENABLE said no: frames of the guest are discarded, none go to it.
+    pub(crate) enabled: bool,
+    /// What the driver may leave undone in frames it sends (TX), or takes undone (RX).
+    pub(crate) accept: OffloadSet,
+    /// Frames may span several chains (RX).
+    pub(crate) mergeable: bool,
+    /// Bytes of the virtio header: 12, or 10 for a legacy driver without mergeable buffers.
+    pub(crate) hdr_len: usize,
+}
+
+impl Live {
+    /// Tells the driver to look.
+    #[inline]
+    pub(crate) fn signal(&self) {
+        if let Some(call) = &self.call {
+            // A full pipe or counter means that the driver has been told already; other errors are the frontend's.
+            let _ = rustix::io::write(call, &1_u64.to_ne_bytes());
+        }
+    }
+}
+
+/// One ring's place. Whoever touches the ring holds the lock.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(crate) struct Queue(Mutex<Option<Live>>);
+
+impl Queue {
+    /// `None` while somebody else has it.
+    #[inline(always)]
+    pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, Option<Live>>> {
+        match self.0.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+}
+
+/// What a worker needs to know to poll a TX ring and wait for it.
+#[derive(Clone, Debug)]
+pub(crate) struct TxSetup {
+    pub(crate) queue: u16,
+    /// Differs whenever the ring is another one: then it is polled first.
+    pub(crate) generation: u64,
+    /// `None`: the driver does not kick.
+    pub(crate) kick: Option<Arc<OwnedFd>>,
+}
+
+/// The rings of one port.
+#[derive(Debug)]
+pub(crate) struct VhostPort {
+    /// To the guest, by pair.
+    rx: Box<[Queue]>,
+    /// From the guest, by pair.
+    tx: Box<[Queue]>,
+    /// RX rings in use: the first ones.
+    rx_active: AtomicU16,
+    tx_setup: Mutex<Vec<TxSetup>>,
+    quarantined: AtomicBool,
+    fault: Mutex<Option<String>>,
+}
+
+impl VhostPort {
+    pub(crate) fn new(pairs: u16) -> Self {
+        let queues = || (0..pairs).map(|_| Queue::default()).collect();
+        Self {
+            rx: queues(),
+            tx: queues(),
+            rx_active: AtomicU16::new(0),
+            tx_setup: Mutex::default(),
+            quarantined: AtomicBool::new(false),
+            fault: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn pairs(&self) -> usize {
+        self.rx.len()
+    }
+
+    #[inline(always)]
+    pub(crate) fn rx(&self, pair: usize) -> Option<&Queue> {
+        self.rx.get(pair)
+    }
+
+    #[inline(always)]
+    pub(crate) fn tx(&self, pair: usize) -> Option<&Queue> {
+        self.tx.get(pair)
+    }
+
+    #[inline(always)]
+    pub(crate) fn rx_active(&self) -> usize {
+        usize::from(self.rx_active.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn set_rx_active(&self, pairs: u16) {
+        self.rx_active.store(pairs, Ordering::Relaxed);
+    }
+
+    pub(crate) fn tx_setup(&self) -> Vec<TxSetup> {
+        self.tx_setup.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_tx_setup(&self, setup: Vec<TxSetup>) {
+        *self.tx_setup.lock().unwrap_or_else(PoisonError::into_inner) = setup;
+    }
+
+    /// A worker found a fault that takes the port out of service. True the first time; the vhost-user thread must be told.
+    #[cold]
+    pub(crate) fn quarantine(&self, reason: String) -> bool {
+        let mut fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        fault.get_or_insert(reason);
+        !self.quarantined.swap(true, Ordering::Relaxed)
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_quarantined(&self) -> bool {
+        self.quarantined.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn fault(&self) -> Option<String> {
+        self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The guest starts anew.
+    pub(crate) fn release(&self) {
+        *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.quarantined.store(false, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,435 @@
+//! The thread that holds all vhost-user listeners and connections. It also does the datapath's housekeeping.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender};
+use rustix::buffer::spare_capacity;
+use rustix::event::{Timespec, epoll};
+use switch::Seconds;
+use tracing::{debug, info, warn};
+use uuid::Uuid;
+use vhost_user::Offer;
+use wire::MacAddr;
+
+use super::config_space;
+use super::connection::{Connection, End, Wait};
+use super::queue::VhostPort;
+use crate::control::status::StatusBoard;
+use crate::worker::{Notice, Shared};
+use crate::{PortState, PortStatus};
+
+/// What the control plane asks of the thread.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Add(NewPort),
+    /// Closes the connection and the listener, takes the rings away, then says so.
+    Remove(Uuid, Sender<()>),
+}
+
+#[derive(Debug)]
+pub(crate) struct NewPort {
+    pub(crate) id: Uuid,
+    pub(crate) name: String,
+    pub(crate) mac: MacAddr,
+    pub(crate) mtu: u32,
+    pub(crate) listener: UnixListener,
+    pub(crate) vhost: Arc<VhostPort>,
+}
+
+/// How soon a connection that waits for a worker is looked at again.
+const SOON: Duration = Duration::from_micros(500);
+/// Housekeeping.
+const TICK: Duration = Duration::from_secs(1);
+/// After accept(2) failed, as it does without descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+const WAKE: u64 = u64::MAX;
+const LISTENER: u64 = 0;
+const CONNECTION: u64 = 1;
+const CONTROL: u64 = 2;
+
+struct Endpoint {
+    id: Uuid,
+    name: String,
+    listener: UnixListener,
+    vhost: Arc<VhostPort>,
+    offer: Offer,
+    connection: Option<Connection>,
+    /// Above every generation of the port's rings.
+    generation: u64,
+    /// The connection is to be driven again without an event.
+    soon: bool,
+    /// What epoll watches the connection for.
+    watched_for_writing: bool,
+    /// The control queue's kick that epoll watches.
+    control_kick: Option<Arc<OwnedFd>>,
+    accept_after: Option<Instant>,
+    /// A connection that ended while a worker held a ring.
+    leaving: Option<Connection>,
+}
+
+/// See the module's documentation.
+pub(crate) struct Thread {
+    shared: Arc<Shared>,
+    commands: Receiver<Command>,
+    notices: Receiver<Notice>,
+    status: Arc<StatusBoard>,
+    epoll: OwnedFd,
+    endpoints: HashMap<u64, Endpoint>,
+    next_key: u64,
+    start: Instant,
+}
+
+impl Thread {
+    /// # Errors
+    /// When the process is out of descriptors.
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        commands: Receiver<Command>,
+        notices: Receiver<Notice>,
+        status: Arc<StatusBoard>,
+        start: Instant,
+    ) -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&epoll, shared.notify.as_fd(), epoll::EventData::new_u64(WAKE), flags)?;
+        let endpoints = HashMap::new();
+        Ok(Self { shared, commands, notices, status, epoll, endpoints, next_key: 0, start })
+    }
+
+    /// Works until the datapath stops.
+    pub(crate) fn run(mut self) {
+        let mut events = Vec::with_capacity(64);
+        let mut next_tick = Instant::now() + TICK;
+        while !self.shared.stopped() {
+            let now = Instant::now();
+            let soon = self.endpoints.values().any(|e| e.soon || e.leaving.is_some());
+            let timeout = if soon { SOON } else { next_tick.saturating_duration_since(now) };
+            let timeout = Timespec::try_from(timeout).ok();
+            events.clear();
+            let _ = epoll::wait(&self.epoll, spare_capacity(&mut events), timeout.as_ref());
+            while let Ok(command) = self.commands.try_recv() {
+                self.command(command);
+            }
+            while let Ok(notice) = self.notices.try_recv() {
+                self.notice(&notice);
+            }
+            for event in &events {
+                let data = event.data.u64();
+                match data & 3 {
+                    _ if data == WAKE => {}
+                    LISTENER => self.accept(data >> 2),
+                    CONNECTION => self.drive(data >> 2),
+                    _ => self.serve_control(data >> 2),
+                }
+            }
+            let keys: Vec<u64> = self.endpoints.keys().copied().collect();
+            for key in keys {
+                self.resume(key);
+            }
+            if Instant::now() >= next_tick {
+                next_tick = Instant::now() + TICK;
+                self.housekeeping();
+            }
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Add(new) => {
+                let key = self.next_key;
+                self.next_key += 1;
+                let NewPort { id, name, mac, mtu, listener, vhost } = new;
+                let pairs = u16::try_from(vhost.pairs()).unwrap_or(1);
+                let data = epoll::EventData::new_u64(key << 2 | LISTENER);
+                let watched = listener.set_nonblocking(true).and_then(|()| {
+                    Ok(epoll::add(&self.epoll, &listener, data, epoll::EventFlags::IN)?)
+                });
+                if let Err(error) = watched {
+                    warn!(port = name, %error, "cannot listen for frontends");
+                    let reason = format!("cannot listen: {error}");
+                    self.status.set(id, PortState::Gone, Some(reason));
+                    return;
+                }
+                let endpoint = Endpoint {
+                    id,
+                    name,
+                    listener,
+                    vhost,
+                    offer: config_space::offer(mac, mtu, pairs),
+                    connection: None,
+                    generation: 0,
+                    soon: false,
+                    watched_for_writing: false,
+                    control_kick: None,
+                    accept_after: None,
+                    leaving: None,
+                };
+                self.endpoints.insert(key, endpoint);
+            }
+            Command::Remove(id, done) => {
+                let found = self.endpoints.iter().find(|(_, e)| e.id == id).map(|(&key, _)| key);
+                if let Some(mut endpoint) = found.and_then(|key| self.endpoints.remove(&key)) {
+                    let _ = epoll::delete(&self.epoll, &endpoint.listener);
+                    let connections = [endpoint.connection.take(), endpoint.leaving.take()];
+                    if let Some(kick) = endpoint.control_kick.take() {
+                        let _ = epoll::delete(&self.epoll, &kick);
+                    }
+                    for mut connection in connections.into_iter().flatten() {
+                        let _ = epoll::delete(&self.epoll, &connection.stream);
+                        // The port leaves the configuration anyway: here a worker's burst is waited for.
+                        while connection.device.remove_all(connection.session.device()).is_err() {
+                            std::thread::yield_now();
+                        }
+                    }
+                }
+                let _ = done.send(());
+            }
+        }
+    }
+
+    fn notice(&mut self, notice: &Notice) {
+        match *notice {
+            Notice::Fault(id) => {
+                let found = self.endpoints.iter_mut().find(|(_, e)| e.id == id);
+                let Some((&key, endpoint)) = found else { return };
+                let reason = endpoint.vhost.fault();
+                warn!(port = endpoint.name, reason, "port quarantined");
+                self.status.set(id, PortState::Quarantined, reason);
+                if let Some(connection) = &mut endpoint.connection {
+                    connection.break_off();
+                    self.drive(key);
+                }
+            }
+            Notice::Gone(id) => {
+                info!(port = %id, "the port's device was deleted");
+                let reason = Some("the device was deleted".to_owned());
+                self.status.set(id, PortState::Gone, reason);
+            }
+        }
+    }
+
+    fn accept(&mut self, key: u64) {
+        let Some(endpoint) = self.endpoints.get_mut(&key) else { return };
+        if endpoint.connection.is_some() || endpoint.leaving.is_some() {
+            return;
+        }
+        match endpoint.listener.accept() {
+            Ok((stream, _)) => {
+                let data = epoll::EventData::new_u64(key << 2 | CONNECTION);
+                let ready = stream.set_nonblocking(true).and_then(|()| {
+                    Ok(epoll::add(&self.epoll, &stream, data, epoll::EventFlags::IN)?)
+                });
+                if let Err(error) = ready {
+                    warn!(port = endpoint.name, %error, "cannot serve the frontend");
+                    return;
+                }
+                debug!(port = endpoint.name, "a frontend connected");
+                // One frontend at a time: the next waits in the listener's queue.
+                let _ = epoll::delete(&self.epoll, &endpoint.listener);
+                endpoint.vhost.release();
+                endpoint.connection = Some(Connection::new(
+                    stream,
+                    endpoint.offer.clone(),
+                    Arc::clone(&endpoint.vhost),
+                    endpoint.generation,
+                ));
+                endpoint.watched_for_writing = false;
+                self.drive(key);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => {
+                warn!(port = endpoint.name, %error, "cannot accept a frontend");
+                let _ = epoll::delete(&self.epoll, &endpoint.listener);
+                endpoint.accept_after = Some(Instant::now() + ACCEPT_PAUSE);
+                endpoint.soon = true;
+            }
+        }
+    }
+
+    fn drive(&mut self, key: u64) {
+        let Some(endpoint) = self.endpoints.get_mut(&key) else { return };
+        let Some(connection) = &mut endpoint.connection else { return };
+        let result = connection.drive(&endpoint.name);
+        if connection.device.take_changed() {
+            self.shared.epochs.advance();
+        }
+        match result {
+            Ok(wait) => {
+                endpoint.soon = wait == Wait::Soon;
+                let writing = connection.has_unread();
+                if writing != endpoint.watched_for_writing {
+                    let data = epoll::EventData::new_u64(key << 2 | CONNECTION);
+                    // While answers are unread nothing more is read, only a hang-up is seen.
+                    let flags =
+                        if writing { epoll::EventFlags::OUT } else { epoll::EventFlags::IN };
+                    let _ = epoll::modify(&self.epoll, &connection.stream, data, flags);
+                    endpoint.watched_for_writing = writing;
+                }
+                self.watch_control(key);
+                self.show(key);
+            }
+            Err(end) => self.hang_up(key, &end),
+        }
+    }
+
+    /// What must go on without an event of the socket.
+    fn resume(&mut self, key: u64) {
+        let Some(endpoint) = self.endpoints.get_mut(&key) else { return };
+        if endpoint.leaving.is_some() {
+            self.leave(key);
+            return;
+        }
+        if !endpoint.soon {
+            return;
+        }
+        if endpoint.connection.is_some() {
+            self.drive(key);
+        } else if endpoint.accept_after.is_none_or(|after| Instant::now() >= after) {
+            endpoint.soon = false;
+            if endpoint.accept_after.take().is_some() {
+                self.listen(key);
+            }
+        }
+    }
+
+    fn hang_up(&mut self, key: u64, end: &End) {
+        let Some(endpoint) = self.endpoints.get_mut(&key) else { return };
+        let Some(connection) = endpoint.connection.take() else { return };
+        let _ = epoll::delete(&self.epoll, &connection.stream);
+        // The peer learns it at once, even while a worker holds a ring.
+        let _ = connection.stream.shutdown(std::net::Shutdown::Both);
+        if let Some(kick) = endpoint.control_kick.take() {
+            let _ = epoll::delete(&self.epoll, &kick);
+        }
+        endpoint.soon = false;
+        let (state, reason) = match end {
+            End::Closed => {
+                debug!(port = endpoint.name, "the frontend disconnected");
+                (PortState::Listening, connection.refusal.clone())
+            }
+            End::Memory => (PortState::Quarantined, Some(end.to_string())),
+            _ => {
+                info!(port = endpoint.name, error = %end, "closed the frontend's connection");
+                let refusal = connection.refusal.clone();
+                (PortState::Listening, Some(refusal.unwrap_or_else(|| end.to_string())))
+            }
+        };
+        endpoint.leaving = Some(connection);
+        self.status.set(endpoint.id, state, reason);
+        self.leave(key);
+    }
+
+    /// Takes a closed connection's rings away, then is ready for the next one.
+    fn leave(&mut self, key: u64) {
+        let Some(endpoint) = self.endpoints.get_mut(&key) else { return };
+        let Some(mut connection) = endpoint.leaving.take() else { return };
+        let gone = connection.device.remove_all(connection.session.device());
+        if connection.device.take_changed() {
+            self.shared.epochs.advance();
+        }
+        if gone.is_err() {
+            endpoint.leaving = Some(connection);
+            return;
+        }
+        endpoint.generation = connection.device.generation();
+        self.listen(key);
+    }
+
+    fn listen(&mut self, key: u64) {
+        let Some(endpoint) = self.endpoints.get_mut(&key) else { return };
+        let data = epoll::EventData::new_u64(key << 2 | LISTENER);
+        if let Err(error) = epoll::add(&self.epoll, &endpoint.listener, data, epoll::EventFlags::IN)
+        {
+            warn!(port = endpoint.name, %error, "cannot listen for frontends");
+        }
+        self.accept(key);
+    }
+
+    /// Watches the control queue's kick, which may be another one now, and answers what is there.
+    fn watch_control(&mut self, key: u64) {
+        let Some(endpoint) = self.endpoints.get_mut(&key) else { return };
+        let Some(connection) = &mut endpoint.connection else { return };
+        let kick = connection.device.control().and_then(|control| control.kick.clone());
+        let same =
+            kick.as_ref().map(Arc::as_ptr) == endpoint.control_kick.as_ref().map(Arc::as_ptr);
+        if same {
+            return;
+        }
+        if let Some(old) = endpoint.control_kick.take() {
+            let _ = epoll::delete(&self.epoll, &old);
+        }
+        if let Some(kick) = kick {
+            let data = epoll::EventData::new_u64(key << 2 | CONTROL);
+            let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+            if epoll::add(&self.epoll, &kick, data, flags).is_ok() {
+                endpoint.control_kick = Some(kick);
+            }
+            self.serve_control(key);
+        }
+    }
+
+    fn serve_control(&mut self, key: u64) {
+        let Some(endpoint) = self.endpoints.get_mut(&key) else { return };
+        let Some(connection) = &mut endpoint.connection else { return };
+        let Some(control) = connection.device.control() else { return };
+        // A driver that always has more waits for the next event of its own.
+        let mut more = Ok(true);
+        for _ in 0..16 {
+            if !matches!(more, Ok(true)) {
+                break;
+            }
+            more = control.serve();
+        }
+        match more {
+            Ok(_) => connection.device.activate(connection.session.device()),
+            Err(error) => {
+                if endpoint.vhost.quarantine(format!("control queue: {error}")) {
+                    let id = endpoint.id;
+                    self.notice(&Notice::Fault(id));
+                }
+            }
+        }
+    }
+
+    /// Publishes how the port is.
+    fn show(&self, key: u64) {
+        let Some(endpoint) = self.endpoints.get(&key) else { return };
+        let Some(connection) = &endpoint.connection else { return };
+        let told = connection.session.device();
+        let up = connection.device.is_up(told);
+        let (state, reason) = if endpoint.vhost.is_quarantined() {
+            (PortState::Quarantined, endpoint.vhost.fault())
+        } else if up {
+            (PortState::Up, None)
+        } else {
+            (PortState::Listening, connection.refusal.clone())
+        };
+        let queue_pairs = u16::try_from(endpoint.vhost.rx_active()).unwrap_or(0);
+        let features = told.features;
+        self.status.put(endpoint.id, PortStatus { state, reason, features, queue_pairs });
+    }
+
+    /// Ages the forwarding tables, and looks after frontends that do not read their answers.
+    fn housekeeping(&mut self) {
+        let seconds = self.start.elapsed().as_secs();
+        let now = Seconds(u32::try_from(seconds).unwrap_or(u32::MAX));
+        let snapshot = self.shared.current.load_full();
+        let mut bridges: Vec<_> = snapshot.ports().map(|port| &port.bridge).collect();
+        bridges.sort_by_key(|bridge| Arc::as_ptr(bridge));
+        bridges.dedup_by_key(|bridge| Arc::as_ptr(bridge));
+        for bridge in bridges {
+            bridge.expire(now);
+        }
+        let unread = self.endpoints.iter().filter(|(_, endpoint)| endpoint.watched_for_writing);
+        let unread: Vec<u64> = unread.map(|(&key, _)| key).collect();
+        for key in unread {
+            self.drive(key);
+        }
+    }
+}

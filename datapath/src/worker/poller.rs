@@ -1,0 +1,448 @@
+//! The worker's loop: which sources are looked at, and when the worker sleeps.
+//!
+//! A ring with frames is polled every round. After [`Shared::spin`] without any it is armed (the driver is asked to kick, then the ring
+//! is read once more) and leaves the poll set. A worker without polled rings sleeps in epoll; with some it looks at epoll
+//! every few rounds. Kick descriptors are edge-triggered and never read. A driver that kicks without frames too
+//! often is looked at every millisecond instead, for the rest of the second.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::buffer::spare_capacity;
+use rustix::event::{Timespec, epoll};
+use switch::{PortIndex, Seconds};
+use tracing::warn;
+
+use super::burst::Buffers;
+use super::source::{KernelSource, RingSource, State, Token};
+use super::to_vhost::Fault;
+use super::{Context, Shared};
+use crate::port::internal;
+use crate::snapshot::{Device, Port, Snapshot};
+
+/// Rounds between two looks at epoll while rings are polled.
+const ROUNDS: u32 = 8;
+/// Rounds between two looks at the clock while there is work.
+const CLOCK_ROUNDS: u32 = 64;
+/// Kicks without frames that one ring may make in a second.
+const MAX_EMPTY_KICKS: u32 = 1000;
+/// How often rings are looked at that cannot or must not wake the worker.
+const TICK: Duration = Duration::from_millis(1);
+
+/// One worker.
+pub(crate) struct Poller {
+    id: usize,
+    shared: Arc<Shared>,
+    epoll: std::os::fd::OwnedFd,
+    snapshot: Arc<Snapshot>,
+    epoch: u64,
+    rings: Vec<RingSource>,
+    kernels: Vec<KernelSource>,
+    /// Position in `rings`, or in `kernels` behind those.
+    by_token: HashMap<Token, usize>,
+    /// Engines whose frames this worker sends.
+    engines: Vec<PortIndex>,
+    /// Positions of the rings that are polled.
+    polled: Vec<usize>,
+    timed: usize,
+    buffers: Buffers,
+    start: Instant,
+    clock: Instant,
+    now: Seconds,
+}
+
+impl Poller {
+    /// # Errors
+    /// When the process is out of descriptors.
+    pub(crate) fn new(id: usize, shared: Arc<Shared>, start: Instant) -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let wake = epoll::EventData::new_u64(Token::WAKE.0);
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&epoll, shared.epochs.wake_fd(id), wake, flags)?;
+        Ok(Self {
+            id,
+            shared,
+            epoll,
+            snapshot: Arc::default(),
+            epoch: 0,
+            rings: Vec::new(),
+            kernels: Vec::new(),
+            by_token: HashMap::new(),
+            engines: Vec::new(),
+            polled: Vec::new(),
+            timed: 0,
+            buffers: Buffers::new(),
+            start,
+            clock: start,
+            now: Seconds(0),
+        })
+    }
+
+    /// Works until the datapath stops.
+    pub(crate) fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
+        let _ended = Ended(&shared, self.id);
+        let mut events = Vec::with_capacity(64);
+        let mut round = 0_u32;
+        self.tick();
+        while !shared.stopped() {
+            let epoch = shared.epochs.current();
+            if epoch != self.epoch {
+                self.adopt(epoch);
+            }
+            round = round.wrapping_add(1);
+            let busy = self.poll_rings();
+            self.poll_engines();
+            if !busy || round.is_multiple_of(CLOCK_ROUNDS) {
+                self.tick();
+                self.retire();
+            }
+            let watched = self.polled.len() < self.rings.len() || !self.kernels.is_empty();
+            if self.polled.is_empty() {
+                let timeout = if self.timed > 0 { Some(TICK) } else { None };
+                self.wait(&mut events, timeout);
+                self.tick();
+                if self.timed > 0 {
+                    self.poll_timed();
+                }
+            } else if watched && round.is_multiple_of(ROUNDS) {
+                self.wait(&mut events, Some(Duration::ZERO));
+            }
+        }
+    }
+
+    /// Looks at every polled ring once. True when there were frames.
+    #[inline]
+    fn poll_rings(&mut self) -> bool {
+        let Self { snapshot, shared, rings, polled, buffers, .. } = self;
+        let context = Context { worker: self.id, snapshot, shared, now: self.now };
+        let mut busy = false;
+        for &at in polled.iter() {
+            let ring = &mut rings[at];
+            if take(&context, ring, buffers) > 0 {
+                ring.idle_since = None;
+                busy = true;
+            }
+        }
+        busy
+    }
+
+    /// Arms the rings that have been empty for long enough.
+    fn retire(&mut self) {
+        let mut at = 0;
+        while let Some(&ring) = self.polled.get(at) {
+            let since = *self.rings[ring].idle_since.get_or_insert(self.clock);
+            let idle = self.clock.saturating_duration_since(since);
+            if idle >= self.shared.spin && self.arm(ring) {
+                self.polled.swap_remove(at);
+            } else {
+                at += 1;
+            }
+        }
+    }
+
+    /// Asks the driver to kick. False when there are frames already, or the ring is busy elsewhere.
+    fn arm(&mut self, at: usize) -> bool {
+        let source = &mut self.rings[at];
+        let Some(port) = self.snapshot.port(source.port) else { return true };
+        let Device::Vhost(vhost) = &port.device else { return true };
+        if !source.watched {
+            source.state = State::Timed;
+            self.timed += 1;
+            return true;
+        }
+        let Some(mut guard) = vhost.tx(source.pair).and_then(|queue| queue.try_lock()) else {
+            return false;
+        };
+        if let Some(live) = guard.as_mut().filter(|_| !vhost.is_quarantined()) {
+            match live.ring.arm() {
+                Ok(false) => {}
+                Ok(true) => {
+                    live.ring.suppress_kicks();
+                    return false;
+                }
+                Err(error) => {
+                    drop(guard);
+                    let Self { snapshot, shared, .. } = &*self;
+                    let context = Context { worker: self.id, snapshot, shared, now: self.now };
+                    context.quarantine(port, vhost, &Fault::Ring(error));
+                }
+            }
+        }
+        self.rings[at].state = State::Armed;
+        true
+    }
+
+    /// Looks at a ring whose driver has kicked, or whose time has come.
+    fn wake_ring(&mut self, at: usize, kicked: bool) {
+        let Self { snapshot, shared, rings, buffers, .. } = self;
+        let context = Context { worker: self.id, snapshot, shared, now: self.now };
+        let ring = &mut rings[at];
+        if ring.state == State::Polled {
+            return;
+        }
+        if take(&context, ring, buffers) > 0 {
+            if ring.state == State::Timed {
+                self.timed -= 1;
+            }
+            ring.state = State::Polled;
+            ring.idle_since = None;
+            if let Some(Device::Vhost(vhost)) = snapshot.port(ring.port).map(|port| &port.device)
+                && let Some(mut guard) = vhost.tx(ring.pair).and_then(|queue| queue.try_lock())
+                && let Some(live) = guard.as_mut()
+            {
+                live.ring.suppress_kicks();
+            }
+            self.polled.push(at);
+            return;
+        }
+        if !kicked {
+            return;
+        }
+        ring.empty_kicks += 1;
+        if ring.empty_kicks > MAX_EMPTY_KICKS && ring.state == State::Armed {
+            ring.state = State::Timed;
+            self.timed += 1;
+            self.unwatch(at);
+            return;
+        }
+        // The driver may have asked nothing of the kind, or the kick was for what a burst took before.
+        if !self.arm(at) {
+            self.rings[at].state = State::Polled;
+            self.rings[at].idle_since = None;
+            self.polled.push(at);
+        }
+    }
+
+    fn poll_timed(&mut self) {
+        for at in 0..self.rings.len() {
+            if self.rings[at].state == State::Timed {
+                self.wake_ring(at, false);
+            }
+        }
+    }
+
+    fn poll_engines(&mut self) {
+        let Self { snapshot, shared, engines, buffers, .. } = self;
+        let context = Context { worker: self.id, snapshot, shared, now: self.now };
+        for &engine in engines.iter() {
+            let Some(port) = snapshot.port(engine) else { continue };
+            let Device::Internal(internal) = &port.device else { continue };
+            if internal.has_frames() {
+                for egress in std::iter::from_fn(|| internal.take()).take(64) {
+                    buffers.send_engine(&context, port, &egress);
+                }
+            }
+        }
+    }
+
+    /// Waits for descriptors and serves those that are ready.
+    fn wait(&mut self, events: &mut Vec<epoll::Event>, timeout: Option<Duration>) {
+        if timeout != Some(Duration::ZERO) && self.engines_have_frames() {
+            return;
+        }
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        events.clear();
+        // Interrupted: the loop comes back.
+        let _ = epoll::wait(&self.epoll, spare_capacity(events), timeout.as_ref());
+        for event in events.iter() {
+            let token = Token(event.data.u64());
+            let Some(&at) = self.by_token.get(&token) else { continue };
+            match at.checked_sub(self.rings.len()) {
+                None => self.wake_ring(at, true),
+                Some(kernel) => self.poll_kernel(kernel),
+            }
+        }
+    }
+
+    fn engines_have_frames(&self) -> bool {
+        self.engines.iter().any(|&engine| {
+            let device = self.snapshot.port(engine).map(|port| &port.device);
+            matches!(device, Some(Device::Internal(internal)) if internal.has_frames())
+        })
+    }
+
+    fn poll_kernel(&mut self, at: usize) {
+        let Self { snapshot, shared, kernels, buffers, .. } = self;
+        let context = Context { worker: self.id, snapshot, shared, now: self.now };
+        let source = &kernels[at];
+        let Some(port) = snapshot.port(source.port) else { return };
+        let Device::Kernel(kernel) = &port.device else { return };
+        buffers.take_kernel(&context, port, kernel, source.queue);
+        if kernel.is_gone() {
+            // Else epoll would report it for ever.
+            let _ = epoll::delete(&self.epoll, &source.fd);
+        }
+    }
+
+    /// Reads the clock. Once a second the kicks without frames are forgotten.
+    fn tick(&mut self) {
+        self.clock = Instant::now();
+        let seconds = self.clock.duration_since(self.start).as_secs();
+        let now = Seconds(u32::try_from(seconds).unwrap_or(u32::MAX));
+        if now != self.now {
+            self.now = now;
+            for at in 0..self.rings.len() {
+                self.rings[at].empty_kicks = 0;
+                if self.rings[at].state == State::Timed && self.rings[at].kick.is_some() {
+                    self.watch(at);
+                    if self.rings[at].watched && self.arm(at) {
+                        self.timed -= 1;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes up a new snapshot: lets go of sources that are no more, begins with new ones.
+    #[cold]
+    fn adopt(&mut self, epoch: u64) {
+        let snapshot = self.shared.current.load_full();
+        let mut old: HashMap<Token, RingSource> =
+            self.rings.drain(..).map(|ring| (ring.token, ring)).collect();
+        let mut old_kernels: HashMap<Token, KernelSource> =
+            self.kernels.drain(..).map(|kernel| (kernel.token, kernel)).collect();
+        let mut fresh = Vec::new();
+        self.engines.clear();
+        for port in snapshot.ports() {
+            match &port.device {
+                Device::Vhost(vhost) => {
+                    for setup in vhost.tx_setup() {
+                        let pair = usize::from(setup.queue);
+                        let token = Token::new(port.index, pair);
+                        if !self.is_mine(port, pair) {
+                            continue;
+                        }
+                        let same = old.get(&token).is_some_and(|ring| {
+                            ring.generation == setup.generation
+                                && same_fd(ring.kick.as_ref(), setup.kick.as_ref())
+                        });
+                        if let (true, Some(ring)) = (same, old.remove(&token)) {
+                            self.rings.push(ring);
+                            continue;
+                        }
+                        fresh.push(RingSource {
+                            token,
+                            port: port.index,
+                            pair,
+                            generation: setup.generation,
+                            kick: setup.kick,
+                            watched: false,
+                            state: State::Polled,
+                            idle_since: None,
+                            empty_kicks: 0,
+                        });
+                    }
+                }
+                Device::Kernel(kernel) => {
+                    for queue in (0..kernel.queues()).filter(|_| !kernel.is_gone()) {
+                        let token = Token::new(port.index, queue);
+                        if queue % self.shared.epochs.workers() != self.id {
+                            continue;
+                        }
+                        let source = old_kernels.remove(&token).or_else(|| {
+                            let source = self.watch_kernel(port, queue, token);
+                            source
+                                .inspect_err(|error| {
+                                    warn!(port = %port.id, queue, %error, "cannot wait for frames");
+                                })
+                                .ok()
+                        });
+                        self.kernels.extend(source);
+                    }
+                }
+                Device::Internal(_) if self.id == internal::WORKER => {
+                    self.engines.push(port.index);
+                }
+                Device::Internal(_) => {}
+            }
+        }
+        for ring in old.values().filter(|ring| ring.watched) {
+            if let Some(kick) = &ring.kick {
+                let _ = epoll::delete(&self.epoll, kick);
+            }
+        }
+        for kernel in old_kernels.values() {
+            let _ = epoll::delete(&self.epoll, &kernel.fd);
+        }
+        drop((old, old_kernels));
+        let first = self.rings.len();
+        self.rings.append(&mut fresh);
+        for at in first..self.rings.len() {
+            self.watch(at);
+        }
+        let rings = self.rings.iter().map(|ring| ring.token);
+        let kernels = self.kernels.iter().map(|kernel| kernel.token);
+        self.by_token = rings.chain(kernels).enumerate().map(|(at, token)| (token, at)).collect();
+        let polled = |(at, ring): (usize, &RingSource)| (ring.state == State::Polled).then_some(at);
+        self.polled = self.rings.iter().enumerate().filter_map(polled).collect();
+        self.timed = self.rings.iter().filter(|ring| ring.state == State::Timed).count();
+        self.snapshot = snapshot;
+        self.epoch = epoch;
+        self.shared.epochs.seen(self.id, epoch);
+    }
+
+    /// Rings are dealt out over the workers.
+    fn is_mine(&self, port: &Port, pair: usize) -> bool {
+        (usize::from(port.index.0) + pair) % self.shared.epochs.workers() == self.id
+    }
+
+    fn watch(&mut self, at: usize) {
+        let ring = &mut self.rings[at];
+        let Some(kick) = &ring.kick else { return };
+        let data = epoll::EventData::new_u64(ring.token.0);
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        // One that cannot be waited for is looked at every millisecond.
+        ring.watched = ring.watched || epoll::add(&self.epoll, kick, data, flags).is_ok();
+    }
+
+    fn unwatch(&mut self, at: usize) {
+        let ring = &mut self.rings[at];
+        if let (true, Some(kick)) = (ring.watched, &ring.kick) {
+            let _ = epoll::delete(&self.epoll, kick);
+        }
+        ring.watched = false;
+    }
+
+    fn watch_kernel(&self, port: &Port, queue: usize, token: Token) -> io::Result<KernelSource> {
+        let Device::Kernel(kernel) = &port.device else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let guard = kernel.queue(queue).ok_or(io::ErrorKind::NotFound)?;
+        let fd = guard.as_fd().try_clone_to_owned()?;
+        let data = epoll::EventData::new_u64(token.0);
+        epoll::add(&self.epoll, &fd, data, epoll::EventFlags::IN)?;
+        Ok(KernelSource { token, port: port.index, queue, fd })
+    }
+}
+
+/// One burst of a ring.
+#[inline]
+fn take(context: &Context<'_>, ring: &RingSource, buffers: &mut Buffers) -> usize {
+    let Some(port) = context.snapshot.port(ring.port) else { return 0 };
+    let Device::Vhost(vhost) = &port.device else { return 0 };
+    buffers.take_vhost(context, port, vhost, ring.pair)
+}
+
+fn same_fd(
+    one: Option<&Arc<std::os::fd::OwnedFd>>,
+    other: Option<&Arc<std::os::fd::OwnedFd>>,
+) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+        (None, None) => true,
+        _ => false,
+    }
+}
+
+/// Nobody waits for a worker that has ended, however that came about.
+struct Ended<'s>(&'s Shared, usize);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.epochs.ended(self.1);
+    }
+}

@@ -1,0 +1,320 @@
+//! Frames into a guest's RX ring.
+
+use switch::{DropReason, TagOp};
+use virtio_ring::{ChainBuf, ChainError, Cursor, Direction, Limit, MAX_BURST, RingError};
+use zerocopy::IntoBytes;
+
+use super::Context;
+use super::batch::{Batch, MAX_FRAME};
+use super::outputs::Job;
+use super::shape::{Shaped, linearize, shape};
+use crate::counters::Counters;
+use crate::offload::{Offload, complete_checksum, segment};
+use crate::port::vhost_user::VhostPort;
+use crate::port::vhost_user::queue::{Live, Queue};
+use crate::snapshot::Port;
+
+/// Tries for the lock of a ring that another worker holds, some 10 ns each.
+const LOCK_TRIES: usize = 500;
+/// Looks at a full ring before frames are dropped, some 40 ns each.
+const FULL_TRIES: usize = 32;
+
+/// A frame for which nothing is left to do, in one buffer of a driver with 12-byte headers (`num_buffers` 1).
+const PLAIN_HEADER: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+
+/// Storage for output, used again and again.
+pub(crate) struct Storage {
+    chains: ChainBuf,
+    linear: Box<[u8]>,
+}
+
+impl Storage {
+    pub(crate) fn new() -> Self {
+        Self { chains: ChainBuf::new(), linear: vec![0; MAX_FRAME + 64].into() }
+    }
+
+    pub(crate) fn linear(&mut self) -> &mut [u8] {
+        &mut self.linear
+    }
+}
+
+/// What takes a port out of service.
+pub(crate) enum Fault {
+    Ring(RingError),
+    Chain(ChainError),
+    Memory,
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Ring(error) => write!(f, "{error}"),
+            Self::Chain(error) => write!(f, "a receive buffer is unusable: {error}"),
+            Self::Memory => f.write_str("the file behind the guest's memory was cut short"),
+        }
+    }
+}
+
+/// Copies the frames of `jobs` to the guest, in order for each of its queues.
+pub(crate) fn deliver(
+    context: &Context<'_>,
+    port: &Port,
+    vhost: &VhostPort,
+    batch: &Batch<'_, '_>,
+    jobs: &[Job],
+    storage: &mut Storage,
+) {
+    let counters = &port.counters[context.worker];
+    if vhost.is_quarantined() {
+        counters.drop(DropReason::Quarantined, jobs.len() as u64);
+        return;
+    }
+    let queues = vhost.rx_active();
+    match (queues, vhost.rx(0)) {
+        (1, Some(queue)) => deliver_queue(context, port, vhost, queue, batch, jobs, storage),
+        (0, _) | (_, None) => counters.drop(DropReason::PortDown, jobs.len() as u64),
+        _ => {
+            // Each queue gets its frames in the order of the burst.
+            let mut left = [Job::NONE; MAX_BURST];
+            for jobs in jobs.chunks(MAX_BURST) {
+                for pair in 0..queues {
+                    let mut n = 0;
+                    for job in jobs {
+                        let hash = super::flow::hash(batch.head(usize::from(job.frame)));
+                        if hash as usize % queues == pair {
+                            left[n] = *job;
+                            n += 1;
+                        }
+                    }
+                    if let (Some(queue), true) = (vhost.rx(pair), n > 0) {
+                        let jobs = &left[..n];
+                        deliver_queue(context, port, vhost, queue, batch, jobs, storage);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn deliver_queue(
+    context: &Context<'_>,
+    port: &Port,
+    vhost: &VhostPort,
+    queue: &Queue,
+    batch: &Batch<'_, '_>,
+    jobs: &[Job],
+    storage: &mut Storage,
+) {
+    let counters = &port.counters[context.worker];
+    let Some(mut guard) = (0..LOCK_TRIES).find_map(|_| {
+        queue.try_lock().or_else(|| {
+            std::hint::spin_loop();
+            None
+        })
+    }) else {
+        counters.drop(DropReason::TxContended, jobs.len() as u64);
+        return;
+    };
+    let Some(live) = guard.as_mut().filter(|live| live.enabled) else {
+        counters.drop(DropReason::RxRingDown, jobs.len() as u64);
+        return;
+    };
+    let Storage { chains, linear } = storage;
+    let mut writer =
+        Writer { live, chains, batch, counters, packets: 0, bytes: 0, known_full: false };
+    let result = writer.all(jobs, linear).and_then(|()| writer.publish());
+    counters.tx_packets.add(writer.packets);
+    counters.tx_bytes.add(writer.bytes);
+    if let Err(fault) = result {
+        drop(guard);
+        context.quarantine(port, vhost, &fault);
+    }
+}
+
+/// Puts frames into one ring, under its lock.
+struct Writer<'w, 'b, 'm> {
+    live: &'w mut Live,
+    chains: &'w mut ChainBuf,
+    batch: &'w Batch<'b, 'm>,
+    counters: &'w Counters,
+    packets: u64,
+    bytes: u64,
+    /// Waited for room in vain: the rest of the burst does not wait again.
+    known_full: bool,
+}
+
+impl Writer<'_, '_, '_> {
+    fn all(&mut self, jobs: &[Job], linear: &mut [u8]) -> Result<(), Fault> {
+        let mut next = 0;
+        loop {
+            next += self.plain(&jobs[next..])?;
+            let Some(job) = jobs.get(next) else { return Ok(()) };
+            next += 1;
+            let mut tag = [0; 4];
+            let shaped = shape(self.batch, job, &mut tag);
+            if shaped.offload.fits(self.live.accept) {
+                self.frame(&shaped)?;
+            } else {
+                let offload = shaped.offload;
+                let frame = linearize(&shaped, linear);
+                self.finished(frame, &offload)?;
+            }
+        }
+    }
+
+    /// As many of the next frames as are plain: nothing to change, nothing left to do, and the next buffer holds it.
+    #[inline]
+    fn plain(&mut self, jobs: &[Job]) -> Result<usize, Fault> {
+        let Live { ring, memory, hdr_len, .. } = &mut *self.live;
+        if *hdr_len != PLAIN_HEADER.len() || jobs.is_empty() {
+            return Ok(0);
+        }
+        let limit = Limit { chains: jobs.len(), bytes: u64::MAX };
+        let chains =
+            ring.gather(memory, Direction::Writable, limit, self.chains).map_err(Fault::Ring)?;
+        let mut done = 0;
+        let mut bytes = 0;
+        for (job, chain) in jobs.iter().zip(chains.as_slice()) {
+            let frame = usize::from(job.frame);
+            let meta = self.batch.meta(frame);
+            let len = meta.len as usize;
+            let slices = chains.slices(chain);
+            let fits = chain.len as usize >= len + PLAIN_HEADER.len();
+            let (Some(first), true) = (slices.first(), fits) else { break };
+            if job.tag != TagOp::Keep || !meta.offload.is_none() {
+                break;
+            }
+            let head = self.batch.head(frame);
+            if first.len() >= PLAIN_HEADER.len() + head.len() {
+                first.write(&PLAIN_HEADER);
+                first.skip(PLAIN_HEADER.len()).write(head);
+                if len > head.len() {
+                    let mut to = Cursor::new(slices);
+                    to.skip(PLAIN_HEADER.len() + head.len());
+                    to.copy_from(&mut self.batch.tail(frame), len - head.len());
+                }
+            } else {
+                let mut to = Cursor::new(slices);
+                to.write(&PLAIN_HEADER);
+                to.write(head);
+                to.copy_from(&mut self.batch.tail(frame), len - head.len());
+            }
+            ring.complete(chain.head, meta.len + 12);
+            bytes += u64::from(meta.len);
+            done += 1;
+        }
+        ring.unread(chains.len() - done);
+        self.packets += done as u64;
+        self.bytes += bytes;
+        Ok(done)
+    }
+
+    /// A frame that the driver cannot take as it is, with the work done.
+    fn finished(&mut self, frame: &mut [u8], offload: &Offload) -> Result<(), Fault> {
+        if !offload.is_gso() {
+            return match complete_checksum(frame, offload) {
+                Ok(()) => self.frame(&Shaped::private([frame, &[], &[]])),
+                Err(_) => {
+                    self.counters.drop(DropReason::Malformed, 1);
+                    Ok(())
+                }
+            };
+        }
+        let mut result = Ok(());
+        let segments = segment(frame, offload, |headers, payload| {
+            if result.is_ok() {
+                result = self.frame(&Shaped::private([headers, payload, &[]]));
+            }
+        });
+        if segments.is_err() {
+            self.counters.drop(DropReason::SegmentationFailed, 1);
+        }
+        result
+    }
+
+    /// Any frame that the driver takes as it is.
+    fn frame(&mut self, shaped: &Shaped<'_, '_>) -> Result<(), Fault> {
+        let mut put = self.put(shaped)?;
+        if put == Put::Full && !self.known_full {
+            // The driver may wait for what it was not told of yet.
+            self.publish()?;
+            for _ in 0..FULL_TRIES {
+                std::hint::spin_loop();
+                put = self.put(shaped)?;
+                if put != Put::Full {
+                    break;
+                }
+            }
+            self.known_full = put == Put::Full;
+        }
+        match put {
+            Put::Done => {
+                self.packets += 1;
+                self.bytes += shaped.len as u64;
+            }
+            Put::Full => self.counters.drop(DropReason::RxRingFull, 1),
+            Put::TooSmall => self.counters.drop(DropReason::RxBufferTooSmall, 1),
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, shaped: &Shaped<'_, '_>) -> Result<Put, Fault> {
+        let Live { ring, memory, hdr_len, mergeable, .. } = &mut *self.live;
+        let need = *hdr_len + shaped.len;
+        let most = if *mergeable { MAX_BURST } else { 1 };
+        let limit = Limit { chains: most, bytes: need as u64 };
+        let chains =
+            ring.gather(memory, Direction::Writable, limit, self.chains).map_err(Fault::Ring)?;
+        if let Some(error) = chains.as_slice().iter().find_map(|chain| chain.error) {
+            return Err(Fault::Chain(error));
+        }
+        let room: u64 = chains.as_slice().iter().map(|chain| u64::from(chain.len)).sum();
+        if room < need as u64 {
+            // More buffers would help only where the driver had no more to give.
+            let full = chains.len() < most && ring.is_drained();
+            ring.unread(chains.len());
+            return Ok(if full { Put::Full } else { Put::TooSmall });
+        }
+        let mut header = shaped.offload.header();
+        header.num_buffers.set(u16::try_from(chains.len()).unwrap_or(1));
+        let mut to = Cursor::new(chains.slices_of(0, chains.len()));
+        to.write(header.as_bytes().get(..*hdr_len).unwrap_or(&[]));
+        for part in shaped.parts {
+            to.write(part);
+        }
+        let mut tail = shaped.tail;
+        to.copy_from(&mut tail, shaped.tail_len);
+        let mut left = need;
+        for chain in chains.as_slice() {
+            let len = left.min(chain.len as usize);
+            left -= len;
+            // Not above the chain's own 32-bit length.
+            ring.complete(chain.head, u32::try_from(len).unwrap_or(chain.len));
+        }
+        Ok(Put::Done)
+    }
+
+    /// Tells the driver, unless what was copied may not be the source's.
+    fn publish(&mut self) -> Result<(), Fault> {
+        if self.batch.is_poisoned() {
+            self.live.ring.rollback();
+            return Ok(());
+        }
+        if self.live.memory.is_poisoned() {
+            return Err(Fault::Memory);
+        }
+        if self.live.ring.publish() {
+            self.live.signal();
+        }
+        Ok(())
+    }
+}
+
+/// What became of a frame.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Put {
+    Done,
+    /// There may be room later.
+    Full,
+    TooSmall,
+}
