@@ -1,0 +1,181 @@
+//! `show`, the tree of everything, and `fdb-show`, in the layouts of Open vSwitch.
+
+use std::fmt::Write as _;
+
+use api::{FdbEntry, InstanceInfo, NetworkInfo, PortInfo};
+use serde_json::json;
+
+use super::Context;
+use super::ports::{kind_word, state_word, target, vlan_text};
+use crate::failure::{Failure, Lead as _};
+use crate::output::{clean, state};
+
+pub(super) async fn show(context: &mut Context<'_>) -> Result<(), Failure> {
+    let lead = "Failed to show the instance";
+    let instance = context.client.instance().await.lead(lead)?;
+    let mut networks = context.client.networks().await.lead(lead)?;
+    let mut ports = context.client.ports().await.lead(lead)?;
+    networks.sort_by(|a, b| a.name.cmp(&b.name));
+    ports.sort_by(|a, b| a.name.cmp(&b.name));
+    if context.output.is_json() {
+        let value = json!({ "instance": instance, "networks": networks, "ports": ports });
+        context.output.json(&value)?;
+    } else {
+        let colour = context.output.colour();
+        context.output.text(&tree(&instance, &networks, &ports, colour))?;
+    }
+    Ok(())
+}
+
+fn tree(
+    instance: &InstanceInfo,
+    networks: &[NetworkInfo],
+    ports: &[PortInfo],
+    colour: bool,
+) -> String {
+    let mut text = format!("{}\n", instance.name);
+    for network in networks {
+        let _ = writeln!(text, "    Network {}", quoted(&network.name));
+        let word = if network.active { "active" } else { "inactive" };
+        let _ = writeln!(text, "        mode: {}", network.mode);
+        let _ = writeln!(text, "        state: {}", state(word, colour));
+        if let Some(bridge) = &network.bridge {
+            let _ = writeln!(text, "        bridge: {}", clean(bridge, false));
+        }
+        for port in ports.iter().filter(|port| port.network == network.name) {
+            let _ = writeln!(text, "        Port {}", quoted(&port.name));
+            if let Some(vlan) = &port.profile.vlan {
+                let _ = writeln!(text, "            vlan: {}", vlan_text(vlan));
+            }
+            let _ = writeln!(text, "            type: {}", kind_word(&port.port));
+            let _ = writeln!(text, "            target: {}", clean(&target(port), false));
+            let _ = writeln!(text, "            mac: {}", port.mac);
+            let _ = writeln!(text, "            state: {}", state(state_word(port.state), colour));
+            if let Some(reason) = &port.reason {
+                let _ = writeln!(text, "            error: {}", quoted(reason));
+            }
+        }
+    }
+    let _ = writeln!(text, "    version: {}", quoted(&instance.version));
+    text
+}
+
+/// Quotes where a reader needs them, as `ovs-vsctl` does.
+fn quoted(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    let letter = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    if letter && text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        format!("\"{}\"", clean(text, false).replace('"', "\\\""))
+    }
+}
+
+pub(super) async fn fdb(context: &mut Context<'_>, network: &str) -> Result<(), Failure> {
+    let mut entries = context.client.fdb(network).await.network(network, None)?;
+    entries.sort_by_key(|entry| (entry.vlan, entry.mac));
+    if context.output.is_json() {
+        context.output.json(&entries)?;
+    } else {
+        let text = fdb_text(&entries, context.output.is_quiet());
+        context.output.text(&text)?;
+    }
+    Ok(())
+}
+
+/// The columns of `ovs-appctl fdb/show`; the first is as wide as our names.
+fn fdb_text(entries: &[FdbEntry], quiet: bool) -> String {
+    let names: Vec<String> = entries.iter().map(|entry| clean(&entry.port, false)).collect();
+    let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0).max(5);
+    let mut text = String::new();
+    if !quiet {
+        let _ = writeln!(text, "{:>width$}  VLAN  MAC                Age", "port");
+    }
+    for (entry, name) in entries.iter().zip(&names) {
+        let age = entry.age.map_or_else(|| "static".to_owned(), |age| format!("{age:>3}"));
+        let _ = writeln!(text, "{name:>width$}  {:>4}  {}  {age}", entry.vlan, entry.mac);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use api::{PortKind, PortProfile, PortState, Vlan};
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn entry(port: &str, vlan: u16, mac: &str, age: Option<u64>) -> FdbEntry {
+        FdbEntry { port: port.to_owned(), vlan, mac: mac.parse().expect("a MAC"), age }
+    }
+
+    #[test]
+    fn the_forwarding_database_looks_like_ovss() {
+        let entries = [
+            entry("web1", 0, "52:54:00:00:00:01", Some(3)),
+            entry("long-name", 100, "52:54:00:00:00:02", None),
+        ];
+        assert_eq!(
+            fdb_text(&entries, false),
+            concat!(
+                "     port  VLAN  MAC                Age\n",
+                "     web1     0  52:54:00:00:00:01    3\n",
+                "long-name   100  52:54:00:00:00:02  static\n",
+            )
+        );
+        assert_eq!(fdb_text(&[], false), " port  VLAN  MAC                Age\n");
+        assert_eq!(fdb_text(&[], true), "");
+    }
+
+    #[test]
+    fn the_tree_has_networks_and_their_ports() {
+        let network = NetworkInfo {
+            name: "default".to_owned(),
+            uuid: Uuid::nil(),
+            title: None,
+            active: true,
+            persistent: true,
+            autostart: false,
+            mode: "nat".to_owned(),
+            bridge: Some("virbr0".to_owned()),
+            ports: 1,
+            warnings: Vec::new(),
+        };
+        let port = PortInfo {
+            name: "1web".to_owned(),
+            uuid: Uuid::nil(),
+            network: "default".to_owned(),
+            port: PortKind::Namespace { netns: "red".to_owned(), ifname: "eth0".to_owned() },
+            mac: "52:54:00:12:34:56".parse().expect("a MAC"),
+            profile: PortProfile { vlan: Some(Vlan::Access(7)), ..PortProfile::default() },
+            state: PortState::Gone,
+            reason: Some("namespace was deleted".to_owned()),
+            socket: None,
+            mtu: 1500,
+        };
+        let instance = InstanceInfo {
+            name: "netloom".to_owned(),
+            version: "0.1.0".to_owned(),
+            pid: 1,
+            revision: 1,
+            workers: 1,
+        };
+        assert_eq!(
+            tree(&instance, &[network], &[port], false),
+            "netloom
+    Network default
+        mode: nat
+        state: active
+        bridge: virbr0
+        Port \"1web\"
+            vlan: 7
+            type: namespace
+            target: red:eth0
+            mac: 52:54:00:12:34:56
+            state: gone
+            error: \"namespace was deleted\"
+    version: \"0.1.0\"
+"
+        );
+    }
+}
