@@ -187,7 +187,7 @@ prop_compose! {
         id in any::<u16>(), count in 1usize..40, last in any::<prop::sample::Index>(), byte in any::<u8>(),
     ) -> Large {
         let len = (count * usize::from(gso_size) + last.index(usize::from(gso_size)) + 1).min(65_000);
-        let payload = (0..len).map(|n| byte.wrapping_add((n % 251) as u8)).collect();
+        let payload = (0..=250u8).cycle().take(len).map(|n| byte.wrapping_add(n)).collect();
         large(kind, tagged, payload, gso_size, sequence, id)
     }
 }

@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use virtio_ring::{ChainBuf, Cursor, Direction, GuestMemory, Limit, RingError, SplitRing};
 
+use super::call::Call;
+
 const CLASS_RX: u8 = 0;
 const CLASS_MAC: u8 = 1;
 const CLASS_VLAN: u8 = 2;
@@ -29,7 +31,7 @@ const MAX_ADDRESSES: u32 = 4096;
 pub(super) struct ControlQueue {
     pub(super) ring: SplitRing,
     pub(super) memory: Arc<GuestMemory>,
-    pub(super) call: Option<Arc<OwnedFd>>,
+    pub(super) call: Option<Call>,
     pub(super) kick: Option<Arc<OwnedFd>>,
     chains: ChainBuf,
     max_pairs: u16,
@@ -65,7 +67,7 @@ impl ControlQueue {
         if self.ring.publish()
             && let Some(call) = &self.call
         {
-            let _ = rustix::io::write(call, &1_u64.to_ne_bytes());
+            call.signal();
         }
         self.ring.arm()
     }

@@ -2,17 +2,17 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat};
 use vhost_user::features::virtio;
-use vhost_user::{Action, Device as Told, Outcome, Vring};
+use vhost_user::{Action, Device as Told, Outcome};
 use virtio_ring::{
     GuestMemory, MappedRegion, MemoryError, RegionSpec, RingConfig, RingError, SplitRing,
 };
 
+use super::call::Call;
 use super::config_space::header_len;
 use super::control_queue::ControlQueue;
 use super::queue::{Live, Queue, TxSetup, VhostPort};
@@ -28,10 +28,8 @@ pub(super) enum DeviceError {
     Memory(#[from] MemoryError),
     #[error("ring {ring}: {error}")]
     Ring { ring: usize, error: RingError },
-    #[error("ring {ring}: its {which} descriptor is neither an eventfd nor a pipe")]
-    Descriptor { ring: usize, which: &'static str },
-    #[error("ring {ring}: its {which} descriptor cannot be used: {error}")]
-    System { ring: usize, which: &'static str, error: io::Error },
+    #[error("ring {ring}: its call descriptor cannot be used: {error}")]
+    Call { ring: usize, error: io::Error },
 }
 
 /// A worker holds the ring: try again later.
@@ -170,8 +168,10 @@ impl DeviceState {
         self.broken = true;
         self.remove_all(told)?;
         for vring in &told.vrings {
-            if let Some(err) = vring.err.as_ref().filter(|fd| check(fd.as_fd()).is_ok()) {
-                let _ = rustix::io::write(err, &1_u64.to_ne_bytes());
+            if let Some(err) = &vring.err
+                && let Ok(err) = Call::new(err)
+            {
+                err.signal();
             }
         }
         Ok(())
@@ -223,13 +223,10 @@ impl DeviceState {
             self.remove(at)?;
             return Ok(Ok(()));
         };
-        for (which, fd) in [("kick", &vring.kick), ("call", &vring.call)] {
-            if let Some(fd) = fd
-                && let Err(error) = prepare(fd.as_fd(), at, which)
-            {
-                return Ok(Err(error));
-            }
-        }
+        let call = match vring.call.as_ref().map(Call::new).transpose() {
+            Ok(call) => call,
+            Err(error) => return Ok(Err(DeviceError::Call { ring: at, error })),
+        };
         let config = RingConfig {
             size: vring.num,
             desc: addr.desc,
@@ -241,7 +238,7 @@ impl DeviceState {
             indirect: told.has(virtio::F_INDIRECT_DESC),
         };
         if told.control_queue() == Some(at) {
-            return Ok(self.sync_control(told, at, vring, &memory, config));
+            return Ok(self.sync_control(told, at, vring.kick.clone(), call, &memory, config));
         }
         let vhost = Arc::clone(&self.vhost);
         let Some(queue) = place(&vhost, at) else { return Ok(Ok(())) };
@@ -268,7 +265,7 @@ impl DeviceState {
                 *guard = Some(Live {
                     ring,
                     memory,
-                    call: vring.call.clone(),
+                    call,
                     enabled: vring.enabled,
                     accept,
                     mergeable: told.has(virtio::NET_F_MRG_RXBUF),
@@ -278,7 +275,7 @@ impl DeviceState {
             Some(Err(error)) => return Ok(Err(DeviceError::Ring { ring: at, error })),
             None => {
                 if let Some(live) = guard.as_mut() {
-                    live.call.clone_from(&vring.call);
+                    live.call = call;
                     live.enabled = vring.enabled;
                 }
             }
@@ -305,7 +302,8 @@ impl DeviceState {
         &mut self,
         told: &Told,
         at: usize,
-        vring: &Vring,
+        kick: Option<Arc<OwnedFd>>,
+        call: Option<Call>,
         memory: &Arc<GuestMemory>,
         config: RingConfig,
     ) -> Result<(), DeviceError> {
@@ -323,12 +321,11 @@ impl DeviceState {
         let max_pairs = u16::try_from(told.vrings.len() / 2).unwrap_or(1);
         let mut control = ControlQueue::new(ring, Arc::clone(memory), max_pairs);
         control.pairs = pairs;
-        control.call.clone_from(&vring.call);
-        control.kick.clone_from(&vring.kick);
+        control.call = call;
+        control.kick.clone_from(&kick);
         self.control = Some(control);
         self.generation += 1;
-        let (generation, kick) = (self.generation, vring.kick.clone());
-        self.built[at] = Some(Built { config, generation, kick });
+        self.built[at] = Some(Built { config, generation: self.generation, kick });
         Ok(())
     }
 
@@ -395,27 +392,4 @@ fn lock(queue: &Queue) -> Result<MutexGuard<'_, Option<Live>>, Busy> {
         }
         std::hint::spin_loop();
     }
-}
-
-/// Makes a descriptor of the frontend's choice safe to write to: it must not block.
-fn prepare(fd: BorrowedFd<'_>, ring: usize, which: &'static str) -> Result<(), DeviceError> {
-    let system =
-        |error: rustix::io::Errno| DeviceError::System { ring, which, error: error.into() };
-    check(fd).map_err(|()| DeviceError::Descriptor { ring, which })?;
-    let flags = fcntl_getfl(fd).map_err(system)?;
-    if which == "call" && !flags.contains(OFlags::NONBLOCK) {
-        fcntl_setfl(fd, flags | OFlags::NONBLOCK).map_err(system)?;
-    }
-    Ok(())
-}
-
-/// Only an eventfd or a pipe: writing to anything else may take as long as its owner likes.
-fn check(fd: BorrowedFd<'_>) -> Result<(), ()> {
-    let stat = fstat(fd).map_err(drop)?;
-    if FileType::from_raw_mode(stat.st_mode) == FileType::Fifo {
-        return Ok(());
-    }
-    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    let target = std::fs::read_link(path).map_err(drop)?;
-    if target.as_os_str() == "anon_inode:[eventfd]" { Ok(()) } else { Err(()) }
 }

@@ -6,6 +6,7 @@
 //! between bursts nothing is in flight. So when a message that stops a ring or replaces memory is answered, no worker touches the
 //! old one. When a lock cannot be had at once the reply stays pending and the thread goes on with other ports.
 
+mod call;
 mod config_space;
 mod connection;
 mod control_queue;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use virtio_ring::{GuestMemory, SplitRing};
 
+use super::call::Call;
 use crate::offload::OffloadSet;
 
 /// A ring in use, with everything that a burst needs of it.
@@ -13,8 +14,8 @@ use crate::offload::OffloadSet;
 pub(crate) struct Live {
     pub(crate) ring: SplitRing,
     pub(crate) memory: Arc<GuestMemory>,
-    /// Signals the driver. A descriptor of the guest's choice that was made non-blocking.
-    pub(crate) call: Option<Arc<OwnedFd>>,
+    /// Signals the driver; `None` when it polls.
+    pub(crate) call: Option<Call>,
     /// Started, but SET_VRING_ENABLE said no: frames of the guest are discarded, none go to it.
     pub(crate) enabled: bool,
     /// What the driver may leave undone in frames it sends (TX), or takes undone (RX).
@@ -30,8 +31,7 @@ impl Live {
     #[inline]
     pub(crate) fn signal(&self) {
         if let Some(call) = &self.call {
-            // A full pipe or counter means that the driver has been told already; other errors are the frontend's.
-            let _ = rustix::io::write(call, &1_u64.to_ne_bytes());
+            call.signal();
         }
     }
 }
