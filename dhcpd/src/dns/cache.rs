@@ -210,3 +210,165 @@ impl Cache {
         *self = Self::default();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::str::FromStr;
+
+    use hickory_proto::rr::DNSClass;
+    use hickory_proto::rr::rdata::{A, CNAME, NS, SOA};
+
+    use super::super::query::{ClientEdns, text_of};
+    use super::*;
+
+    fn name(text: &str) -> Name {
+        Name::from_str(text).expect("a name")
+    }
+
+    fn query(text: &str) -> Query {
+        Query {
+            id: 1,
+            recursion_desired: true,
+            checking_disabled: false,
+            name: name(text),
+            text: text_of(&name(text)),
+            record_type: RecordType::A,
+            class: DNSClass::IN,
+            edns: None,
+            limit: 512,
+        }
+    }
+
+    fn a(owner: &str, ttl: u32, d: u8) -> Record {
+        Record::from_rdata(name(owner), ttl, RData::A(A(Ipv4Addr::new(192, 0, 2, d))))
+    }
+
+    fn alias(owner: &str, ttl: u32, target: &str) -> Record {
+        Record::from_rdata(name(owner), ttl, RData::CNAME(CNAME(name(target))))
+    }
+
+    fn soa(owner: &str, ttl: u32, minimum: u32) -> Record {
+        let soa = SOA::new(name(owner), name(owner), 1, 1, 1, 1, minimum);
+        Record::from_rdata(name(owner), ttl, RData::SOA(soa))
+    }
+
+    fn reply(answers: Vec<Record>) -> Reply {
+        Reply::new(&query("www.test."), ResponseCode::NoError, answers, Vec::new())
+    }
+
+    fn nothing(code: ResponseCode, answers: Vec<Record>, authorities: Vec<Record>) -> Reply {
+        Reply::new(&query("www.test."), code, answers, authorities)
+    }
+
+    #[test]
+    fn ages() {
+        let mut cache = Cache::default();
+        let key = Key::new(&query("www.test."));
+        let start = Duration::from_secs(1000);
+        cache.store(
+            key.clone(),
+            Rc::new(reply(vec![a("www.test.", 60, 1), a("www.test.", 50, 2)])),
+            100,
+            start,
+        );
+        let ttls = |cache: &mut Cache, after: u64| {
+            let found = cache.find(&key, start + Duration::from_secs(after))?;
+            Some(found.answers.iter().map(|record| record.ttl).collect::<Vec<_>>())
+        };
+        assert_eq!(ttls(&mut cache, 2), Some(vec![58, 48]));
+        assert_eq!(ttls(&mut cache, 49), Some(vec![11, 1]));
+        assert_eq!(ttls(&mut cache, 50), None);
+        let other =
+            Key::new(&Query { edns: Some(ClientEdns { dnssec_ok: true }), ..query("www.test.") });
+        assert!(cache.find(&other, start).is_none(), "with DNSSEC it is another question");
+        let same = Key::new(&query("WWW.Test."));
+        assert!(cache.find(&same, start).is_some());
+    }
+
+    #[test]
+    fn how_long_answers_are_kept() {
+        let no_error = ResponseCode::NoError;
+        for (reply, ttl) in [
+            (reply(vec![a("www.test.", 0, 1)]), 0),
+            (reply(vec![a("www.test.", 0x8000_0000, 1)]), 0),
+            (reply(vec![a("www.test.", u32::MAX, 1)]), 0),
+            (reply(vec![a("www.test.", i32::MAX.unsigned_abs(), 1)]), MAX_TTL),
+            (reply(vec![alias("www.test.", 5, "x.test."), a("x.test.", 60, 1)]), 5),
+            (nothing(ResponseCode::NXDomain, vec![], vec![soa("test.", 600, 30)]), 30),
+            (nothing(ResponseCode::NXDomain, vec![], vec![soa("test.", 20, 30)]), 20),
+            (nothing(no_error, vec![], vec![soa("test.", 600, 30)]), 30),
+            (
+                nothing(
+                    no_error,
+                    vec![alias("www.test.", 9, "x.test.")],
+                    vec![soa("test.", 600, 30)],
+                ),
+                9,
+            ),
+            (
+                nothing(
+                    ResponseCode::NXDomain,
+                    vec![],
+                    vec![soa("test.", u32::MAX >> 1, u32::MAX)],
+                ),
+                3600,
+            ),
+            (nothing(ResponseCode::NXDomain, vec![], vec![]), 0),
+            (nothing(ResponseCode::NXDomain, vec![], vec![soa("other.", 600, 30)]), 0),
+            (nothing(ResponseCode::ServFail, vec![], vec![soa("test.", 600, 30)]), 0),
+        ] {
+            assert_eq!(reply.ttl(), ttl, "{reply:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_not_asked_is_left_out() {
+        let ns = Record::from_rdata(name("test."), 60, RData::NS(NS(name("evil.test."))));
+        let answers = vec![
+            alias("www.test.", 60, "x.test."),
+            a("other.test.", 60, 9),
+            a("x.test.", 60, 1),
+            ns.clone(),
+        ];
+        let reply = Reply::new(
+            &query("www.test."),
+            ResponseCode::NoError,
+            answers,
+            vec![ns, soa("test.", 1, 1)],
+        );
+        assert_eq!(reply.answers, [alias("www.test.", 60, "x.test."), a("x.test.", 60, 1)]);
+        assert_eq!(reply.authorities, []);
+    }
+
+    #[test]
+    fn aliases_in_a_circle_end() {
+        let answers = vec![alias("www.test.", 60, "x.test."), alias("x.test.", 60, "www.test.")];
+        assert_eq!(reply(answers).answers.len(), 2);
+        let chain =
+            (0..100).map(|n| alias(&format!("n{n}.test."), 60, &format!("n{}.test.", n + 1)));
+        let answers = std::iter::once(alias("www.test.", 60, "n0.test.")).chain(chain).collect();
+        assert!(reply(answers).answers.len() <= MAX_ALIASES + 2);
+    }
+
+    #[test]
+    fn bounded() {
+        let mut cache = Cache::default();
+        let now = Duration::from_secs(1);
+        let key = |n: usize| Key::new(&query(&format!("n{n}.test.")));
+        for n in 0..MAX_ENTRIES + 500 {
+            cache.store(key(n), Rc::new(reply(vec![a("www.test.", 60, 1)])), 100, now);
+            // One that is used again and again stays.
+            assert!(cache.find(&key(0), now).is_some(), "{n}");
+        }
+        assert_eq!(cache.entries.len(), MAX_ENTRIES);
+        assert_eq!(cache.clock.len(), MAX_ENTRIES);
+        for n in 0..2000 {
+            cache.store(key(n), Rc::new(reply(vec![a("www.test.", 60, 1)])), 60_000, now);
+        }
+        assert!(cache.octets <= MAX_OCTETS);
+        assert_eq!(cache.octets, cache.entries.values().map(|entry| entry.octets).sum::<usize>());
+        cache.store(key(9), Rc::new(reply(vec![a("www.test.", 60, 1)])), MAX_OCTETS, now);
+        assert!(cache.octets <= MAX_OCTETS);
+    }
+}

@@ -110,3 +110,125 @@ fn header_only(bytes: &[u8], code: ResponseCode) -> Vec<u8> {
     answer.resize(HEADER, 0);
     answer
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// `www.Example.test`, A, IN, recursion desired.
+    fn plain() -> Vec<u8> {
+        let mut bytes = vec![0xab, 0xcd, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        bytes.extend_from_slice(b"\x03www\x07Example\x04test\0\0\x01\0\x01");
+        bytes
+    }
+
+    fn with_opt(size: u16, version: u8) -> Vec<u8> {
+        let mut bytes = plain();
+        bytes[11] += 1;
+        bytes.extend_from_slice(&[0, 0, 41]);
+        bytes.extend_from_slice(&size.to_be_bytes());
+        bytes.extend_from_slice(&[0, version, 0, 0, 0, 0]);
+        bytes
+    }
+
+    fn code(bytes: &[u8]) -> u8 {
+        match parse(bytes, false) {
+            Parsed::Error(reply) => {
+                assert_eq!(reply[..2], bytes[..2], "the id is echoed");
+                assert_ne!(reply[2] & 0x80, 0);
+                reply[3] & 15
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn good() {
+        let Parsed::Query(query) = parse(&plain(), false) else { panic!("it is good") };
+        assert_eq!(query.text, "www.example.test");
+        assert_eq!(query.name.to_ascii(), "www.Example.test.");
+        assert_eq!((query.id, query.limit, query.edns), (0xabcd, 512, None));
+        for (size, limit) in [(100, 512), (512, 512), (1000, 1000), (4096, 1232)] {
+            let Parsed::Query(query) = parse(&with_opt(size, 0), false) else { panic!("{size}") };
+            assert_eq!(query.limit, limit);
+        }
+        let Parsed::Query(query) = parse(&plain(), true) else { panic!("it is good") };
+        assert_eq!(query.limit, 65_535);
+        let mut garbage = plain();
+        garbage.extend_from_slice(b"garbage");
+        assert!(matches!(parse(&garbage, false), Parsed::Query(_)));
+    }
+
+    #[test]
+    fn bad() {
+        for len in 0..12 {
+            assert_eq!(parse(&plain()[..len], false), Parsed::Drop(DropReason::Short));
+        }
+        for len in 12..plain().len() {
+            assert_eq!(code(&plain()[..len]), 1, "cut at {len}");
+        }
+        let with = |at: usize, value: u8| {
+            let mut bytes = plain();
+            bytes[at] = value;
+            bytes
+        };
+        assert_eq!(parse(&with(2, 0x81), false), Parsed::Drop(DropReason::Response));
+        for opcode in [1, 2, 3, 4, 6, 15] {
+            assert_eq!(code(&with(2, opcode << 3)), 4);
+        }
+        assert_eq!(code(&with(2, 5 << 3)), 5, "UPDATE");
+        for (at, value) in [(5, 0), (5, 2), (4, 0xff), (7, 1), (9, 1), (10, 0xff)] {
+            assert_eq!(code(&with(at, value)), 1);
+        }
+        let mut two = with_opt(1232, 0);
+        let opt = two[plain().len()..].to_vec();
+        two.extend_from_slice(&opt);
+        two[11] += 1;
+        assert_eq!(code(&two), 1, "two OPT records");
+        let Parsed::Error(reply) = parse(&with_opt(1232, 1), false) else { panic!("version 1") };
+        let reply = Message::from_vec(&reply).expect("it can be read");
+        assert_eq!(u16::from(reply.metadata.response_code), 16, "BADVERS");
+    }
+
+    #[test]
+    fn names_that_turn_in_circles() {
+        for target in [12_u8, 13, 14, 28, 0, 255] {
+            let mut bytes = plain();
+            bytes.truncate(12);
+            bytes.extend_from_slice(&[1, b'a', 0xc0, target, 0, 1, 0, 1]);
+            assert!(!matches!(parse(&bytes, false), Parsed::Query(_)), "{target}");
+        }
+        for kind in [0x40, 0x80] {
+            let mut bytes = plain();
+            bytes[12] = kind | 3;
+            assert_eq!(code(&bytes), 1);
+        }
+        let mut long = plain();
+        long.truncate(12);
+        long.extend(b"\x01a".repeat(130));
+        long.extend_from_slice(&[0, 0, 1, 0, 1]);
+        assert_eq!(code(&long), 1, "more than 255 octets");
+    }
+
+    proptest! {
+        #[test]
+        fn anything(bytes in prop::collection::vec(any::<u8>(), 0..200), tcp in any::<bool>()) {
+            parse(&bytes, tcp);
+        }
+
+        #[test]
+        fn mutated(at in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6)) {
+            let mut bytes = with_opt(1232, 0);
+            for (index, value) in at {
+                let index = index.index(bytes.len());
+                bytes[index] = value;
+            }
+            if let Parsed::Query(query) = parse(&bytes, false) {
+                let reply = super::super::respond::failure(&query, ResponseCode::ServFail);
+                prop_assert!(reply.len() >= 12 && reply.len() <= query.limit);
+            }
+        }
+    }
+}

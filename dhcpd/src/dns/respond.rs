@@ -10,6 +10,8 @@ use super::query::{MAX_UDP, Query};
 pub(super) struct Answer {
     pub code: ResponseCode,
     pub authoritative: bool,
+    /// Recursion is not offered: in an isolated network.
+    pub local_only: bool,
     pub answers: Vec<Record>,
     pub authorities: Vec<Record>,
     pub additionals: Vec<Record>,
@@ -33,7 +35,7 @@ pub(super) fn encode(query: &Query, answer: Answer) -> Vec<u8> {
     message.metadata.response_code = answer.code;
     message.metadata.authoritative = answer.authoritative;
     message.metadata.recursion_desired = query.recursion_desired;
-    message.metadata.recursion_available = true;
+    message.metadata.recursion_available = !answer.local_only;
     message.metadata.checking_disabled = query.checking_disabled;
     let mut question = Question::query(query.name.clone(), query.record_type);
     question.set_query_class(query.class);

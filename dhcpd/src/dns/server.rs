@@ -100,8 +100,9 @@ impl Server {
             }
         };
         match local::answer(&query, &self.names) {
-            Local::Answer(answer) => {
+            Local::Answer(mut answer) => {
                 self.counters.fate(Fate::Local);
+                answer.local_only = !self.config.borrow().forward;
                 return Decision::Reply(encode(&query, answer));
             }
             Local::Refuse => return self.refuse(&query),
@@ -122,7 +123,9 @@ impl Server {
 
     fn refuse(&self, query: &Query) -> Decision {
         self.counters.fate(Fate::Refused);
-        Decision::Reply(failure(query, ResponseCode::Refused))
+        let local_only = !self.config.borrow().forward;
+        let answer = Answer { local_only, ..Answer::code(ResponseCode::Refused) };
+        Decision::Reply(encode(query, answer))
     }
 
     /// An open resolver is a weapon: only the network itself and this host may ask.

@@ -6,6 +6,7 @@
 mod config;
 mod packet_io;
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -55,6 +56,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
                 .unwrap_or_else(|_| "info".into()),
         )
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     let interface = packet_io::Interface::find(&settings.interface)?;
     let io = match &settings.dhcp4 {
