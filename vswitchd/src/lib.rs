@@ -1,12 +1,15 @@
 //! The netloom daemon: `control` (HTTP on a Unix socket) → `network` (the life of networks and
 //! ports) → the datapath, `host` (namespaces, links, nftables) and `store` (state on disk).
 //!
-//! A library only so that its tests can reach the parts.
+//! A library only so that its tests can reach the parts; the binary calls [`daemon::main`].
 
 pub mod config;
+pub mod control;
+pub mod daemon;
 pub mod events;
 pub mod group;
 pub mod host;
 pub mod log;
+pub mod network;
 pub mod notify;
 pub mod store;

@@ -21,8 +21,7 @@ pub(super) fn xml(body: Body) -> Result<Bytes> {
 /// # Errors
 /// What is wrong with it, with line and column.
 pub(super) fn json<T: DeserializeOwned>(body: Body) -> Result<T> {
-    let bytes =
-        body.map_err(|rejection| unread(Code::InvalidArgument, JSON_LIMIT, &rejection))?;
+    let bytes = body.map_err(|rejection| unread(Code::InvalidArgument, JSON_LIMIT, &rejection))?;
     serde_json::from_slice(&bytes).map_err(|error| {
         let position = |value: usize| u32::try_from(value).ok().filter(|&value| value != 0);
         Failure(Problem {

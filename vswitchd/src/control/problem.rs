@@ -49,7 +49,6 @@ impl IntoResponse for Failure {
         if status.is_server_error() {
             tracing::error!(causes = ?self.0.causes, "{}", self.0.title);
         }
-        (status, [(header::CONTENT_TYPE, "application/problem+json")], Json(self.0))
-            .into_response()
+        (status, [(header::CONTENT_TYPE, "application/problem+json")], Json(self.0)).into_response()
     }
 }

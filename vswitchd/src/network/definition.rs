@@ -227,7 +227,8 @@ mod tests {
 
     #[test]
     fn interface_names_that_the_kernel_would_refuse() {
-        for bad in ["", ".", "..", "a/b", "a b", "a\nb", "sixteen-letters-", "%x", "template-long%d"]
+        for bad in
+            ["", ".", "..", "a/b", "a b", "a\nb", "sixteen-letters-", "%x", "template-long%d"]
         {
             assert!(check_names(&named(bad)).is_err(), "{bad:?}");
         }

@@ -20,10 +20,7 @@ fn is_port_name(name: &str) -> bool {
 }
 
 fn invalid(object: &str, title: String, remedy: &str) -> Problem {
-    Problem {
-        remedy: Some(remedy.to_owned()),
-        ..about(Code::InvalidArgument, object, title)
-    }
+    Problem { remedy: Some(remedy.to_owned()), ..about(Code::InvalidArgument, object, title) }
 }
 
 fn check_ifname(name: &str) -> Result<(), Problem> {
@@ -71,14 +68,8 @@ impl Manager {
             None => self.free_mac()?,
         };
         let uuid = request.uuid.unwrap_or_else(Uuid::new_v4);
-        let document = PortDocument::new(
-            uuid,
-            request.name,
-            network,
-            request.port,
-            mac,
-            request.profile,
-        );
+        let document =
+            PortDocument::new(uuid, request.name, network, request.port, mac, request.profile);
         let raised = match &live {
             Some(definition) => self.raise(&document, definition).await?,
             None => Raised { undo: Vec::new(), state: PortState::Down, reason: None },
@@ -177,8 +168,7 @@ impl Manager {
         loop {
             let mac = random_mac()?;
             let tables = self.tables();
-            let definitions =
-                tables.networks.values().filter_map(|network| network.current()?.mac);
+            let definitions = tables.networks.values().filter_map(|network| network.current()?.mac);
             let ports = tables.ports.values().map(|port| port.document.mac);
             if definitions.chain(ports).all(|taken| taken != mac) {
                 return Ok(mac);

@@ -24,7 +24,11 @@ pub(crate) fn network_not_found(wanted: &str) -> Problem {
 
 pub(crate) fn port_not_found(wanted: &str) -> Problem {
     let kind = if Uuid::try_parse(wanted).is_ok() { "UUID" } else { "name" };
-    about(Code::PortNotFound, wanted, format!("Port not found: no port with matching {kind} '{wanted}'"))
+    about(
+        Code::PortNotFound,
+        wanted,
+        format!("Port not found: no port with matching {kind} '{wanted}'"),
+    )
 }
 
 pub(crate) fn not_active(network: &str) -> Problem {

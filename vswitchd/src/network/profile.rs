@@ -159,8 +159,7 @@ mod tests {
 
     #[test]
     fn a_vlan_out_of_range_is_refused() {
-        let profile =
-            PortProfile { vlan: Some(api::Vlan::Access(4095)), ..PortProfile::default() };
+        let profile = PortProfile { vlan: Some(api::Vlan::Access(4095)), ..PortProfile::default() };
         assert!(resolve(&model::Network::default(), &profile).is_err());
     }
 }

@@ -102,8 +102,7 @@ impl Manager {
             PortKind::Packet { ifname } => {
                 // Other stations are behind it, not one guest.
                 settings.role = Role::Uplink;
-                let socket =
-                    self.host.open_packet(ifname).await.map_err(|error| host(&error))?;
+                let socket = self.host.open_packet(ifname).await.map_err(|error| host(&error))?;
                 self.dataplane.add_packet(settings, socket).await?;
                 undo.push(Undo::DataplanePort(uuid));
                 Ok(PortState::Up)
@@ -179,9 +178,8 @@ fn listen(path: &Path, group: Option<&str>) -> Result<UnixListener, Problem> {
     let listener = UnixListener::bind(path).map_err(|error| failed("listen on", &error))?;
     let dressed = (|| {
         if let Some(group) = group {
-            let gid = group::id(group).map_err(|error| {
-                about(Code::InvalidArgument, group, error.to_string())
-            })?;
+            let gid = group::id(group)
+                .map_err(|error| about(Code::InvalidArgument, group, error.to_string()))?;
             std::os::unix::fs::chown(path, None, Some(gid))
                 .map_err(|error| failed("change the group of", &error))?;
         }

@@ -220,9 +220,7 @@ impl Manager {
                 .networks
                 .values()
                 .filter(|network| network.autostart && network.live.is_none());
-            wanted
-                .filter_map(|network| Some((network.uuid, network.persistent.clone()?)))
-                .collect()
+            wanted.filter_map(|network| Some((network.uuid, network.persistent.clone()?))).collect()
         };
         for (uuid, definition) in networks {
             match self.start_definition(uuid, definition, None).await {

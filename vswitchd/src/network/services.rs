@@ -255,9 +255,7 @@ fn dns_config(
         .iter()
         .map(|forwarder| dns::Forwarder {
             domain: forwarder.domain.clone(),
-            addr: forwarder
-                .addr
-                .map(|addr| SocketAddr::new(addr, forwarder.port.unwrap_or(53))),
+            addr: forwarder.addr.map(|addr| SocketAddr::new(addr, forwarder.port.unwrap_or(53))),
         })
         .collect();
     if model.forward.mode == ForwardMode::Isolated {
@@ -367,9 +365,8 @@ impl Manager {
             let tables = self.tables();
             tables.networks.get(&network).map_or_else(|| network.to_string(), |n| n.name.clone())
         };
-        let lease_of = |lease: &dhcpd::lease::Lease| {
-            to_api(lease, net, |port| self.port_name(port))
-        };
+        let lease_of =
+            |lease: &dhcpd::lease::Lease| to_api(lease, net, |port| self.port_name(port));
         match event {
             LeaseEvent::Added(lease) => {
                 let lease = lease_of(&lease);

@@ -509,11 +509,7 @@ fn services_warning(error: &Problem) -> String {
 fn conflict(net: IpNet, other: &str) -> Problem {
     Problem {
         remedy: Some("choose a subnet that is not in use on this host".to_owned()),
-        ..about(
-            Code::SubnetConflict,
-            &net.to_string(),
-            format!("subnet {net} overlaps {other}"),
-        )
+        ..about(Code::SubnetConflict, &net.to_string(), format!("subnet {net} overlaps {other}"))
     }
 }
 

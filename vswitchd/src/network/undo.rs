@@ -20,9 +20,16 @@ pub(super) enum Undo {
     /// A port in the datapath; its file descriptors are closed with it.
     DataplanePort(Uuid),
     /// An interface with our alias.
-    Link { name: String, object: Uuid, netns: Option<String> },
+    Link {
+        name: String,
+        object: Uuid,
+        netns: Option<String>,
+    },
     /// The watch on a namespace that a port is in.
-    Watch { netns: String, port: Uuid },
+    Watch {
+        netns: String,
+        port: Uuid,
+    },
     /// The socket of a vhost-user port.
     Socket(PathBuf),
     Route(RouteSpec),
@@ -74,9 +81,10 @@ impl Manager {
             Undo::Watch { netns, port } => {
                 let shared = self.tables().ports.values().any(|other| {
                     other.document.uuid != port
-                        && other.undo.iter().any(
-                            |undo| matches!(undo, Undo::Watch { netns: n, .. } if *n == netns),
-                        )
+                        && other
+                            .undo
+                            .iter()
+                            .any(|undo| matches!(undo, Undo::Watch { netns: n, .. } if *n == netns))
                 });
                 if !shared {
                     self.host.unwatch_netns(&netns);
@@ -96,11 +104,9 @@ impl Manager {
             Undo::Firewall if self.restoring.load(Ordering::Relaxed) => Ok(()),
             // The network that goes is not in the tables any more (or not yet).
             Undo::Firewall => self.apply_firewall(None).await,
-            Undo::Services(services) => {
-                tokio::task::spawn_blocking(move || services.stop())
-                    .await
-                    .map_err(|error| problem::inner(&error))
-            }
+            Undo::Services(services) => tokio::task::spawn_blocking(move || services.stop())
+                .await
+                .map_err(|error| problem::inner(&error)),
         }
     }
 

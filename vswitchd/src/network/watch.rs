@@ -118,9 +118,9 @@ impl Manager {
                 let ports: Vec<Uuid> = {
                     let tables = self.tables();
                     let in_it = tables.ports.values().filter(|port| {
-                        port.undo.iter().any(
-                            |undo| matches!(undo, Undo::Watch { netns: n, .. } if *n == netns),
-                        )
+                        port.undo
+                            .iter()
+                            .any(|undo| matches!(undo, Undo::Watch { netns: n, .. } if *n == netns))
                     });
                     in_it.map(|port| port.document.uuid).collect()
                 };
@@ -221,9 +221,8 @@ impl Manager {
 
     /// Gateway and uplink interfaces that somebody deleted.
     async fn retry_interfaces(&self) {
-        let missing = |network: &Network| {
-            network.live.as_ref().is_some_and(|live| live.interface_missing)
-        };
+        let missing =
+            |network: &Network| network.live.as_ref().is_some_and(|live| live.interface_missing);
         if self.tables().networks.values().any(missing) {
             let _operation = self.operation.lock().await;
             self.mend_interfaces().await;
@@ -271,9 +270,8 @@ impl Manager {
 
     /// Services that could not be started when their network came back.
     async fn retry_services(&self) {
-        let missing = |network: &Network| {
-            network.live.as_ref().is_some_and(|live| live.services_missing)
-        };
+        let missing =
+            |network: &Network| network.live.as_ref().is_some_and(|live| live.services_missing);
         if !self.tables().networks.values().any(missing) {
             return;
         }
