@@ -25,7 +25,6 @@ impl Netns {
         let run = run();
         let name = format!("nl{}-{}-{role}", std::process::id(), run.number());
         run.add(&format!("netns {name}"));
-        run.enter();
         let netns = Self { name };
         command(Command::new("ip").args(["netns", "add", &netns.name]))?;
         netns.ip("link set lo up")?;

@@ -24,8 +24,6 @@ pub struct Run {
     record: Mutex<File>,
     keep: AtomicBool,
     next: AtomicU32,
-    /// Lab values alive; the directory goes with the last of them.
-    users: Mutex<usize>,
 }
 
 static RUN: OnceLock<Run> = OnceLock::new();
@@ -57,7 +55,6 @@ pub fn run() -> &'static Run {
             record: Mutex::new(record),
             keep: AtomicBool::new(false),
             next: AtomicU32::new(0),
-            users: Mutex::new(0),
         }
     })
 }
@@ -94,14 +91,8 @@ impl Run {
         let _ = writeln!(record, "{line}");
     }
 
-    pub(crate) fn enter(&self) {
-        *self.users.lock().unwrap_or_else(std::sync::PoisonError::into_inner) += 1;
-    }
-
-    /// The last value out removes the directory, unless a failure wants it kept.
+    /// Called as a value goes away; a panic keeps the run's directory.
     pub(crate) fn leave(&self) {
-        let mut users = self.users.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        *users -= 1;
         if std::thread::panicking() {
             self.keep();
             eprintln!("consoles, logs and captures are kept in {}", self.dir.display());

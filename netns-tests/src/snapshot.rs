@@ -20,12 +20,17 @@ impl Snapshot {
         let mut lines = BTreeSet::new();
         network(&mut lines, &[])?;
         for name in fs::read_dir("/run/netns").into_iter().flatten().flatten() {
-            lines.insert(format!("netns {}", name.file_name().to_string_lossy()));
+            let name = name.file_name().to_string_lossy().into_owned();
+            if !of_another_run(&name) {
+                lines.insert(format!("netns {name}"));
+            }
         }
         for line in fs::read_to_string("/proc/self/mountinfo")?.lines() {
             // Identifiers change when a mount is made again; the rest must not.
             let mount: Vec<&str> = line.split_whitespace().skip(3).take(2).collect();
-            lines.insert(format!("mount {}", mount.join(" at ")));
+            if !mount.iter().any(|word| of_another_run(word)) {
+                lines.insert(format!("mount {}", mount.join(" at ")));
+            }
         }
         for line in fs::read_to_string("/proc/meminfo")?.lines() {
             if line.starts_with("HugePages_") {
@@ -63,6 +68,15 @@ impl Snapshot {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+}
+
+/// Namespaces of other processes of the lab come and go beside this one.
+fn of_another_run(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    let Some((pid, _)) = name.strip_prefix("nl").and_then(|rest| rest.split_once('-')) else {
+        return false;
+    };
+    pid.parse::<u32>().is_ok_and(|pid| pid != std::process::id())
 }
 
 fn network(lines: &mut BTreeSet<String>, prefix: &[&str]) -> anyhow::Result<()> {

@@ -9,10 +9,12 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::daemon::Daemon;
 use crate::inet::{Dns, Web};
 use crate::netns::Netns;
+use crate::wait;
 
 /// `host` with a running vswitchd, and `inet` behind it.
 #[derive(Debug)]
@@ -72,5 +74,13 @@ pub fn world() -> anyhow::Result<(Netns, Netns)> {
     host.ip(&format!("addr add {HOST6}/64 dev wan nodad"))?;
     host.ip(&format!("route add default via {INET}"))?;
     host.ip(&format!("-6 route add default via {INET6}"))?;
+    // The kernel's own link-local addresses are there before anybody looks.
+    for netns in [&host, &inet] {
+        wait::until("link-local addresses", Duration::from_secs(10), || {
+            netns
+                .ip("-6 -o addr show dev wan scope link")
+                .is_ok_and(|text| !text.is_empty() && !text.contains("tentative"))
+        })?;
+    }
     Ok((host, inet))
 }

@@ -312,7 +312,6 @@ impl Attacker {
     }
 
     /// Writes a virtio header and a frame; returns how long both are together.
-    #[must_use]
     pub fn write_frame(&self, at: usize, to: MacAddr, from: MacAddr, len: usize) -> u32 {
         let mut bytes = vec![0; HDR_LEN];
         bytes.extend(to.0);
