@@ -183,6 +183,15 @@ fn forward(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::
                     unsafe { core::mem::transmute(previous.sa_sigaction) };
                 handler(signal);
             }
+            // SAFETY: the kernel passes a valid siginfo; asking for the action changes nothing. A handler that restores the
+            // default (Rust's own does) counts on the fault coming again, which a sent signal does not.
+            unsafe {
+                let mut now: libc::sigaction = core::mem::zeroed();
+                libc::sigaction(signal, core::ptr::null(), &raw mut now);
+                if (*info).si_code <= 0 && now.sa_sigaction == libc::SIG_DFL {
+                    libc::raise(signal);
+                }
+            }
         }
         _ => default(),
     }
