@@ -339,9 +339,10 @@ pub fn complete_checksum(frame: &mut [u8], offload: &Offload) -> Result<(), Malf
         return Ok(());
     }
     let covered = frame.get_mut(usize::from(offload.csum_start)..).ok_or(Malformed::Truncated)?;
-    // Zero would mean "no checksum" in UDP, and its complement is the same number.
-    let checksum = checksum::finish_udp(checksum::sum(covered));
     let field = usize::from(offload.csum_offset);
+    let sum = checksum::sum(covered);
+    let is_udp = field == UDP_CHECKSUM_OFFSET;
+    let checksum = if is_udp { checksum::finish_udp(sum) } else { checksum::finish(sum) };
     let field = covered.get_mut(field..field + 2).ok_or(Malformed::Truncated)?;
     field.copy_from_slice(&checksum.to_be_bytes());
     Ok(())

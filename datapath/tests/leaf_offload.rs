@@ -465,6 +465,24 @@ fn headers_beyond_the_window_are_refused_and_inner_tags_are_not() {
 }
 
 #[test]
+fn a_checksum_of_zero_is_written_as_ones_in_udp_alone() {
+    for (kind, expected) in [(Kind::Udp4, [0xff, 0xff]), (Kind::Tcp4, [0, 0])] {
+        let mut one = large(kind, false, vec![0; 100], 0, 1, 1);
+        one.hdr.gso_type = GSO_NONE;
+        let offload = check(&one.frame, &one.hdr, OffloadSet::ALL).unwrap();
+        let mut done = one.frame.clone();
+        complete_checksum(&mut done, &offload).unwrap();
+        // The last word takes up what the checksum was.
+        let field = usize::from(one.hdr.csum_start.get() + one.hdr.csum_offset.get());
+        let len = one.frame.len();
+        one.frame[len - 2..].copy_from_slice(&done[field..field + 2]);
+        complete_checksum(&mut one.frame, &offload).unwrap();
+        assert_eq!(one.frame[field..field + 2], expected, "{kind:?}");
+        verify(&one.frame);
+    }
+}
+
+#[test]
 fn segmenting_what_is_not_to_be_segmented_is_an_error() {
     let one = large(Kind::Tcp4, false, vec![7; 1000], 1000, 1, 1);
     for offload in [Offload::NONE, check(&one.frame, &one.hdr, OffloadSet::ALL).unwrap()] {

@@ -170,3 +170,12 @@ pub fn expect<T>(
     }
     panic!("no {what} came within {DEADLINE:?}");
 }
+
+/// Waits for something that shows only by looking.
+pub fn until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what} did not come within {DEADLINE:?}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
