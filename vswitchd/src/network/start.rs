@@ -344,12 +344,13 @@ impl<'a> Start<'a> {
                 mtu: mtu(&definition),
                 queues: self.manager.config.workers,
                 netns: None,
-                up: true,
+                up: self.mode == Mode::Restore,
             };
             let tap = host_.create_tap(&spec).await.map_err(|error| host(&error))?;
             self.undo.push(Undo::Link { name: name.clone(), object: self.uuid, netns: None });
             host_.gateway_sysctls(&name, false).await.map_err(|error| host(&error))?;
             host_.enslave(&name, bridge).await.map_err(|error| host(&error))?;
+            host_.set_up(&name, true).await.map_err(|error| host(&error))?;
             let port = self.port(&name, mac, Role::Uplink);
             self.manager.dataplane.add_tap(port, tap.queues).await?;
             self.undo.push(Undo::DataplanePort(self.uuid));
