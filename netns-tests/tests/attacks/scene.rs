@@ -1,0 +1,223 @@
+//! The scene of every attack: an isolated network with a probe between two guests, a friend that sends to
+//! the attacker, and the attacker's port.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use api::{PortInfo, PortState, PortStats};
+use netns_tests::frontend::{Nic, Options, Probe};
+use netns_tests::{Daemon, Netns, wait};
+use wire::MacAddr;
+
+const NETWORK: &str = "<network><name>lan</name></network>";
+const RATE: u32 = 1000;
+const LIMIT: Duration = Duration::from_secs(10);
+
+pub(crate) const FRIEND: MacAddr = MacAddr([2, 0, 0, 0, 0, 3]);
+pub(crate) const EVIL: MacAddr = MacAddr([2, 0, 0, 0, 0, 4]);
+
+/// What an attack must leave at the attacker's port.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Trace {
+    /// One of these drop counters rises.
+    Drops(&'static [&'static str]),
+    /// The port's reason says this.
+    Reason(&'static str),
+    /// The port is quarantined and its reason says this.
+    Quarantined(&'static str),
+    /// Nothing: it was bad manners, but not against a rule.
+    Nothing,
+}
+
+pub(crate) struct Scene {
+    pub(crate) friend: Nic,
+    probe: Probe,
+    evil: PathBuf,
+    /// Probe numbers that were under way during each attack.
+    attacks: Vec<(String, Range<u64>)>,
+    descriptors: usize,
+    daemon: Daemon,
+    // The namespace outlives the daemon in it.
+    _host: Arc<Netns>,
+}
+
+impl Scene {
+    pub(crate) fn new() -> anyhow::Result<Scene> {
+        let host = Arc::new(Netns::new("host")?);
+        let daemon = Daemon::start(&host, "attacks", "")?;
+        daemon.network("lan", NETWORK)?;
+        let socket = |name: &str| -> anyhow::Result<PathBuf> {
+            daemon.port("lan", name, &[])?.socket.context("a vhost-user port without a socket")
+        };
+        let nic = |name: &str, last: u8| -> anyhow::Result<Nic> {
+            Nic::connect(&socket(name)?, Options::new(MacAddr([2, 0, 0, 0, 0, last])))
+        };
+        let (first, second) = (nic("first", 1)?, nic("second", 2)?);
+        let friend = nic("friend", 3)?;
+        let evil = socket("evil")?;
+        let probe = Probe::start(first, second, RATE)?;
+        let mut scene =
+            Scene { friend, probe, evil, attacks: Vec::new(), descriptors: 0, daemon, _host: host };
+        scene.learn_friend()?;
+        scene.descriptors = scene.open_descriptors()?;
+        Ok(scene)
+    }
+
+    /// Runs one attack and looks for its trace. What `act` returns (its connection) is kept until the
+    /// trace was found or, for a reason, until it may have to be gone.
+    pub(crate) fn attack<T>(
+        &mut self,
+        name: &str,
+        trace: Trace,
+        act: impl FnOnce(&mut Scene, &Path) -> anyhow::Result<T>,
+    ) -> anyhow::Result<()> {
+        let before = self.stats()?;
+        let start = self.probe.sent();
+        let evil = self.evil.clone();
+        let held = act(self, &evil).with_context(|| format!("attack: {name}"))?;
+        let found = match trace {
+            Trace::Nothing => {
+                drop(held);
+                Ok(())
+            }
+            Trace::Drops(reasons) => {
+                let found = self.wait_for(name, trace, |scene| {
+                    let now = scene.stats()?;
+                    let count = |stats: &PortStats, reason: &&str| {
+                        stats.drops.get(*reason).copied().unwrap_or_default()
+                    };
+                    Ok(reasons.iter().any(|reason| count(&now, reason) > count(&before, reason)))
+                });
+                drop(held);
+                found
+            }
+            Trace::Quarantined(text) => {
+                let found = self.wait_for(name, trace, |scene| {
+                    let info = scene.info()?;
+                    let said = info.reason.is_some_and(|reason| reason.contains(text));
+                    Ok(info.state == PortState::Quarantined && said)
+                });
+                drop(held);
+                found
+            }
+            Trace::Reason(text) => {
+                // It may be said only when the frontend has gone.
+                drop(held);
+                self.wait_for(name, trace, |scene| {
+                    Ok(scene.info()?.reason.is_some_and(|reason| reason.contains(text)))
+                })
+            }
+        };
+        found?;
+        // What the attack did to the switch may show only after it.
+        self.probe.run(100, LIMIT)?;
+        self.attacks.push((name.to_owned(), start..self.probe.sent()));
+        Ok(())
+    }
+
+    /// Ends the probe; no frame may be lost, no descriptor be left open, and the attacker's port serve a
+    /// good guest again.
+    pub(crate) fn finish(mut self) -> anyhow::Result<()> {
+        self.good_guest()?;
+        wait::until("the switch to close what the attackers gave it", LIMIT, || {
+            self.open_descriptors().is_ok_and(|open| open <= self.descriptors)
+        })?;
+        self.daemon.process()?.check_alive()?;
+        let (report, _first, _second) = self.probe.finish()?;
+        let blame = |number: &u64| {
+            let found = self.attacks.iter().find(|(_, range)| range.contains(number));
+            found.map_or("between attacks", |(name, _)| name.as_str()).to_owned()
+        };
+        let lost: Vec<(u64, String)> =
+            report.lost.iter().map(|number| (*number, blame(number))).collect();
+        ensure!(lost.is_empty(), "{} of {} frames lost: {lost:?}", lost.len(), report.sent);
+        ensure!(report.duplicates == 0 && report.reordered == 0, "{report:?}");
+        ensure!(report.sent > 0);
+        Ok(())
+    }
+
+    /// Sends frames to the attacker and to all.
+    pub(crate) fn befriend(&mut self, count: u32) -> anyhow::Result<()> {
+        for _ in 0..count {
+            for to in [EVIL, MacAddr::BROADCAST] {
+                let frame = frame(to, FRIEND, 200);
+                self.friend.send(&frame, Instant::now() + LIMIT)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Frames that the attacker got through to the friend until now, and a moment longer.
+    pub(crate) fn harvest(&mut self) -> anyhow::Result<Vec<Vec<u8>>> {
+        let mut frames = Vec::new();
+        while let Some(received) =
+            self.friend.receive(Instant::now() + Duration::from_millis(200))?
+        {
+            if received.frame.get(6..12) == Some(&EVIL.0) {
+                frames.push(received.frame);
+            }
+        }
+        Ok(frames)
+    }
+
+    /// Makes room for the friend without waiting.
+    pub(crate) fn harvest_now(&mut self) -> anyhow::Result<()> {
+        while self.friend.try_receive()?.is_some() {}
+        Ok(())
+    }
+
+    pub(crate) fn info(&self) -> anyhow::Result<PortInfo> {
+        self.daemon.json(&["port-info", "evil"])
+    }
+
+    fn stats(&self) -> anyhow::Result<PortStats> {
+        self.daemon.json(&["port-stats", "evil"])
+    }
+
+    fn wait_for(
+        &self,
+        name: &str,
+        trace: Trace,
+        found: impl Fn(&Scene) -> anyhow::Result<bool>,
+    ) -> anyhow::Result<()> {
+        wait::until(&format!("{trace:?} after {name}"), LIMIT, || found(self).unwrap_or(false))
+            .with_context(|| format!("the port shows {:?} {:?}", self.info(), self.stats()))
+    }
+
+    /// A frame of the friend reaches all once the switch serves it.
+    fn learn_friend(&mut self) -> anyhow::Result<()> {
+        self.befriend(1)
+    }
+
+    /// A guest without bad intentions on the attacker's port.
+    fn good_guest(&mut self) -> anyhow::Result<()> {
+        let mut nic = Nic::connect(&self.evil, Options::new(EVIL))?;
+        let deadline = Instant::now() + LIMIT;
+        nic.send(&frame(FRIEND, EVIL, 300), deadline)?;
+        wait::until("a frame of a good guest on the attacker's port", LIMIT, || {
+            self.harvest().is_ok_and(|frames| frames.iter().any(|frame| frame.len() == 300))
+        })?;
+        self.friend.send(&frame(EVIL, FRIEND, 301), deadline)?;
+        while let Some(received) = nic.receive(deadline)? {
+            if received.frame.len() == 301 {
+                return Ok(());
+            }
+        }
+        anyhow::bail!("no frame reached the good guest on the attacker's port")
+    }
+
+    fn open_descriptors(&mut self) -> anyhow::Result<usize> {
+        let id = self.daemon.process()?.id();
+        Ok(std::fs::read_dir(format!("/proc/{id}/fd"))?.count())
+    }
+}
+
+/// A frame of the lab's own Ethertype.
+pub(crate) fn frame(to: MacAddr, from: MacAddr, len: usize) -> Vec<u8> {
+    let mut frame = [&to.0[..], &from.0, &[0x88, 0xb6]].concat();
+    frame.resize(len, 0xa5);
+    frame
+}
