@@ -14,7 +14,7 @@ use crate::complete;
 ///
 /// The net-* commands are virsh's. The daemon, vswitchd, must be running.
 #[derive(Debug, Parser)]
-#[command(name = "netctl", version, disable_help_subcommand = true, arg_required_else_help = true)]
+#[command(name = "netctl", version, disable_help_subcommand = true)]
 pub(crate) struct Cli {
     /// Which daemon on this host
     #[arg(long, global = true, env = "NETLOOM_INSTANCE", default_value = Instance::DEFAULT,

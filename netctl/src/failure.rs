@@ -5,7 +5,7 @@ use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
-use api::{ClientError, Code, Problem};
+use api::{ClientError, Code};
 
 use crate::output::{self, Output};
 
@@ -54,7 +54,7 @@ impl Failure {
     /// Prints it on standard error: text, or a problem document for `-o json`.
     pub(crate) fn report(&self, output: &Output) {
         if output.is_json() {
-            let text = serde_json::to_string_pretty(&self.problem()).unwrap_or_default();
+            let text = serde_json::to_string_pretty(&self.document()).unwrap_or_default();
             eprintln!("{text}");
             return;
         }
@@ -62,7 +62,7 @@ impl Failure {
             output::error(&line);
         }
         if let Some(place) = self.place() {
-            output::hint(&place);
+            output::place(&place);
         }
         if let Some(remedy) = self.remedy_text() {
             output::hint(&remedy);
@@ -115,19 +115,29 @@ impl Failure {
         }
     }
 
-    fn problem(&self) -> Problem {
+    /// The daemon's problem document, or one of the same shape for what it never heard of.
+    fn document(&self) -> serde_json::Value {
         if let Self::Call { error, .. } = self
             && let Some(problem) = error.problem()
         {
-            return problem.clone();
+            return serde_json::json!(problem);
         }
+        let code = match self {
+            Self::Call { error, .. } if matches!(**error, ClientError::Unreachable { .. }) => {
+                "unreachable"
+            }
+            Self::Call { .. } => "broken-answer",
+            Self::Local { .. } | Self::Output(_) => "client",
+        };
         let mut lines = self.lines().into_iter();
         let title = lines.next().unwrap_or_default();
-        Problem {
-            causes: lines.collect(),
-            remedy: self.remedy_text(),
-            ..Problem::new(Code::Internal, title)
-        }
+        let causes: Vec<String> = lines.collect();
+        serde_json::json!({
+            "code": code,
+            "title": title,
+            "causes": causes,
+            "remedy": self.remedy_text(),
+        })
     }
 }
 
@@ -196,7 +206,7 @@ fn missing(
 
 #[cfg(test)]
 mod tests {
-    use api::Instance;
+    use api::{Instance, Problem};
 
     use super::*;
 
@@ -258,6 +268,8 @@ mod tests {
             ]
         );
         assert!(failure.remedy_text().is_some_and(|text| text.contains("vswitchd --root /r")));
-        assert_eq!(failure.problem().causes.len(), 1);
+        let document = failure.document();
+        assert_eq!(document["code"], "unreachable");
+        assert_eq!(document["causes"].as_array().map(Vec::len), Some(1));
     }
 }

@@ -110,6 +110,11 @@ pub(crate) fn hint(text: &str) {
     to_stderr("hint:", CYAN, text);
 }
 
+/// Where the error above it is, on standard error.
+pub(crate) fn place(text: &str) {
+    let _ = writeln!(io::stderr(), "       {}", clean(text, false));
+}
+
 /// Control characters as `\xNN`, as virsh's tables show them: names come from files, guests and
 /// other users. Line breaks stay where `lines` says so.
 pub(crate) fn clean(text: &str, lines: bool) -> String {

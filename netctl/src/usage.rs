@@ -1,6 +1,7 @@
 //! Errors of the command line, in virsh's words and with its exit code.
 
 use std::ffi::{OsStr, OsString};
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -68,6 +69,10 @@ impl Usage {
             | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
                 let _ = self.error.print();
                 if self.error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+            }
+            ErrorKind::MissingSubcommand => {
+                let _ = writeln!(io::stderr(), "{}", command().render_help());
+                ExitCode::FAILURE
             }
             _ => {
                 output::error(&self.message());

@@ -42,6 +42,7 @@ fn vhost_user(port: &PortInfo, socket: &Path, pairs: u16, instance: &Instance) -
   -chardev socket,id=chr-{name},path={path},reconnect=1 \\
   -netdev vhost-user,id=net-{name},chardev=chr-{name}{queues} \\
   -device virtio-net-pci,netdev=net-{name},mac={mac}{vectors}
+  # without KVM: accel=tcg, and vectors=0 for the device
 
 libvirt domain XML:
   <memoryBacking>
@@ -69,8 +70,10 @@ libvirt domain XML:
     if instance.root() != Path::new("/") {
         let _ = write!(vmm, " --root {}", shell(&instance.root().to_string_lossy()));
     }
-    let _ =
-        write!(text, "netloom-vmm:\n  {vmm} --kernel vmlinuz --initrd initrd.img --net {name}\n");
+    let _ = write!(
+        text,
+        "netloom-vmm:\n  {vmm} --kernel vmlinuz --initrd initrd.img --memory 1G --net {name}\n"
+    );
     text
 }
 
@@ -122,6 +125,7 @@ mod tests {
   -chardev socket,id=chr-web1,path=/run/netloom/port/web1,reconnect=1 \\
   -netdev vhost-user,id=net-web1,chardev=chr-web1 \\
   -device virtio-net-pci,netdev=net-web1,mac=52:54:00:12:34:56
+  # without KVM: accel=tcg, and vectors=0 for the device
 
 libvirt domain XML:
   <memoryBacking>
@@ -139,7 +143,7 @@ libvirt domain XML:
   </devices>
 
 netloom-vmm:
-  netloom-vmm --kernel vmlinuz --initrd initrd.img --net web1
+  netloom-vmm --kernel vmlinuz --initrd initrd.img --memory 1G --net web1
 "
         );
     }

@@ -73,7 +73,7 @@ impl Reader<'_> {
             let error = self.detail_at(node, name, message);
             if short_ipv4(value) {
                 error.remedy(
-                    "write all four numbers of the address, in decimal and without leading zeros",
+                    "write all four numbers of the address, each from 0 to 255 and without leading zeros",
                 )
             } else {
                 error.remedy("write a numeric IPv4 or IPv6 address")
