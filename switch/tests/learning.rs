@@ -402,9 +402,11 @@ mod trap {
         let client = datagram(station(1), MacAddr::BROADCAST, (Ipv4Addr::BROADCAST, 68), None);
         assert_eq!(lab.put(1, &client), untagged(&[2, 3, 4]));
         assert_eq!(lab.put(3, &ask(3, Ipv4Addr::BROADCAST)), untagged(&[1, 2, 4]));
-        let mut fragment = ask(1, Ipv4Addr::BROADCAST);
-        fragment[21] = 1;
-        assert_eq!(lab.put(1, &fragment), untagged(&[2, 3, 4]));
+        for (at, byte) in [(20, 0x20), (20, 0x1f), (21, 1)] {
+            let mut fragment = ask(1, Ipv4Addr::BROADCAST);
+            fragment[at] = byte;
+            assert_eq!(lab.put(1, &fragment), untagged(&[2, 3, 4]), "byte {at} {byte:#x}");
+        }
         let mut tcp = ask(1, Ipv4Addr::BROADCAST);
         tcp[23] = 6;
         assert_eq!(lab.put(1, &tcp), untagged(&[2, 3, 4]));

@@ -27,9 +27,8 @@ pub fn sum(bytes: &[u8]) -> u32 {
     if let [last] = words.remainder() {
         total += u64::from(u16::from_ne_bytes([*last, 0]));
     }
-    // Three folds bring 40 bits down to 16.
+    // From less than 40 bits to 32 and a carry, to 17, to 16.
     total = (total >> 32) + (total & 0xffff_ffff);
-    total = (total >> 16) + (total & 0xffff);
     total = (total >> 16) + (total & 0xffff);
     total = (total >> 16) + (total & 0xffff);
     u32::from(u16::from_be(low16(total)))
