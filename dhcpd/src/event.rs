@@ -14,6 +14,12 @@ pub enum LeaseEvent {
     Added(Lease),
     /// A client's lease was prolonged or its name or port changed.
     Renewed(Lease),
+    /// A client renewed its lease through another port than before: it has moved, or another
+    /// guest pretends to be it.
+    Moved {
+        lease: Lease,
+        from: Uuid,
+    },
     Removed {
         lease: Lease,
         why: Removal,

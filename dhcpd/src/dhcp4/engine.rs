@@ -295,7 +295,7 @@ impl Engine {
     ) -> Result<Ipv4Addr, DropReason> {
         if let Some(host) = &asks.host {
             match self.table.get(host.ip) {
-                Some(slot) if !host.may_take(slot, asks.client) => {
+                Some(slot) if !host.may_take(slot, asks.client, exchange.from.port) => {
                     if let Some(holder) = lease_of(slot, exchange.now) {
                         exchange
                             .out
@@ -306,7 +306,7 @@ impl Engine {
                 _ => return Ok(host.ip),
             }
         }
-        if let Some(slot) = self.table.find(asks.client)
+        if let Some(slot) = self.table.find(asks.client, exchange.from.port)
             && self.pool.is_dynamic(slot.ip)
         {
             return Ok(slot.ip);
@@ -350,7 +350,10 @@ impl Engine {
         let asks = Asks::new(request, &self.config, &self.hosts);
         if request.server_id.is_some_and(|id| id != self.config.server) {
             // The client took another server's offer: ours is free again.
-            let mine = self.table.find(asks.client).filter(|slot| slot.state == State::Offered);
+            let mine = self
+                .table
+                .find(asks.client, exchange.from.port)
+                .filter(|slot| slot.state == State::Offered);
             if let Some(ip) = mine.map(|slot| slot.ip) {
                 self.take(ip);
             }
@@ -362,7 +365,7 @@ impl Engine {
         if renewing && exchange.unicast && !self.config.net.contains(&ip) {
             return Err(DropReason::ForeignAddress);
         }
-        if !self.may_have(ip, &asks) {
+        if !self.may_have(ip, &asks, exchange.from.port) {
             self.nak(request, exchange);
             return Ok(());
         }
@@ -379,18 +382,18 @@ impl Engine {
     /// The client may be bound to the address: nobody else has it, and the configuration gives it
     /// to this client. A client that we do not know is told yes when the address is free; so a
     /// lost lease file is rebuilt from renewals.
-    fn may_have(&self, ip: Ipv4Addr, asks: &Asks<'_>) -> bool {
+    fn may_have(&self, ip: Ipv4Addr, asks: &Asks<'_>, port: Uuid) -> bool {
         let slot = self.table.get(ip);
         if let Some(host) = &asks.host {
             if host.ip == ip {
-                return slot.is_none_or(|slot| host.may_take(slot, asks.client));
+                return slot.is_none_or(|slot| host.may_take(slot, asks.client, port));
             }
             let reserved = self.table.get(host.ip);
-            if reserved.is_none_or(|slot| host.may_take(slot, asks.client)) {
+            if reserved.is_none_or(|slot| host.may_take(slot, asks.client, port)) {
                 return false;
             }
         }
-        self.pool.is_dynamic(ip) && slot.is_none_or(|slot| slot.is_of(asks.client))
+        self.pool.is_dynamic(ip) && slot.is_none_or(|slot| slot.is_of(asks.client, port))
     }
 
     fn bind(
@@ -428,6 +431,11 @@ impl Engine {
         {
             let port = exchange.from.port;
             exchange.out.events.push(LeaseEvent::DuplicateClientId { ip, port, other });
+        }
+        if let Some(from) = kept.map(|slot| slot.port).filter(|from| *from != slot.port)
+            && let Some(lease) = lease_of(&slot, now)
+        {
+            exchange.out.events.push(LeaseEvent::Moved { lease, from });
         }
         // The client's other addresses: it has one under one identity.
         let others = self.table.of_mac(asks.client.mac);

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
 
+use uuid::Uuid;
 use wire::MacAddr;
 
 use super::config::{Config, LeaseTime};
@@ -21,11 +22,11 @@ pub(super) struct Host {
 
 impl Host {
     /// The address, in use as `slot` says, goes to the client.
-    pub(super) fn may_take(&self, slot: &Slot, client: Client<'_>) -> bool {
+    pub(super) fn may_take(&self, slot: &Slot, client: Client<'_>, port: Uuid) -> bool {
         if self.by_mac {
             slot.state != State::Quarantined && slot.mac == client.mac
         } else {
-            slot.is_of(client)
+            slot.is_of(client, port)
         }
     }
 }

@@ -45,13 +45,13 @@ impl Slot {
         self.mac == client.mac && self.client_id.as_deref() == client.id
     }
 
-    /// The client has or was offered this address.
-    pub(super) fn is_of(&self, client: Client<'_>) -> bool {
+    /// The client, on this port, has or was offered the address. From another port than the one
+    /// where it was taken, a MAC alone (which any guest can forge) is not enough.
+    pub(super) fn is_of(&self, client: Client<'_>, port: Uuid) -> bool {
+        let vague = self.client_id.is_none() || client.id.is_none();
         self.state != State::Quarantined
             && self.mac == client.mac
-            && (self.client_id.is_none()
-                || client.id.is_none()
-                || self.client_id.as_deref() == client.id)
+            && (self.client_id.as_deref() == client.id || vague && self.port == port)
     }
 }
 
@@ -123,9 +123,9 @@ impl Table {
 
     /// The client's slot: one with exactly its identifier before any other of its MAC, a lease
     /// before an offer.
-    pub(super) fn find(&self, client: Client<'_>) -> Option<&Slot> {
+    pub(super) fn find(&self, client: Client<'_>, port: Uuid) -> Option<&Slot> {
         let rank = |slot: &&Slot| (slot.is_exactly(client), slot.state == State::Bound);
-        self.of_mac(client.mac).filter(|slot| slot.is_of(client)).max_by_key(rank)
+        self.of_mac(client.mac).filter(|slot| slot.is_of(client, port)).max_by_key(rank)
     }
 
     pub(super) fn of_mac(&self, mac: MacAddr) -> impl Iterator<Item = &Slot> {

@@ -73,6 +73,10 @@ pub(super) async fn ask(
                     let reply = Reply::new(query, code, message.answers, message.authorities);
                     return Some(Got { reply, octets });
                 }
+                Ok(Err(error)) if is_ours(&error) => {
+                    tracing::warn!(%error, "no socket for an upstream DNS query");
+                    return None;
+                }
                 Ok(Err(error)) => {
                     // Unreachable, or nobody listens.
                     tracing::debug!(%server, %error, "upstream DNS server");
@@ -87,6 +91,12 @@ pub(super) async fn ask(
         }
     }
     None
+}
+
+/// The fault is on our side: no descriptors or no memory are left.
+fn is_ours(error: &io::Error) -> bool {
+    let ours = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+    error.raw_os_error().is_some_and(|code| ours.contains(&code))
 }
 
 async fn exchange(query: &Query, server: SocketAddr) -> io::Result<(Message, usize)> {

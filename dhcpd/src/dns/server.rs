@@ -28,8 +28,8 @@ use crate::time::Now;
 const MAX_PER_CLIENT: usize = 64;
 /// Of all clients.
 const MAX_WAITING: usize = 2048;
-/// Different questions that are under way.
-const MAX_FLIGHTS: usize = 1024;
+/// Different questions that are under way; each has a socket.
+const MAX_FLIGHTS: usize = 512;
 
 type Outcome = Option<Rc<Reply>>;
 

@@ -237,3 +237,23 @@ fn every_option_of_every_length() {
         }
     }
 }
+
+#[test]
+fn a_lease_is_not_taken_over_from_another_port() {
+    let mut bench = Bench::new(config());
+    let held = bench.lease_on(port(1), mac(1), &[(61, b"secret")]);
+    let request = |id: &[u8]| Message::new(REQUEST, mac(1)).requested(held).option(61, id);
+    // With the MAC alone, or another identifier.
+    let vague = Message::new(REQUEST, mac(1)).requested(held);
+    for message in [vague, request(b"guess")] {
+        assert_eq!(bench.send_from(port(2), &message).expect("an answer").kind(), NAK);
+        assert_eq!(bench.leases()[0].port, Some(port(1)));
+    }
+    let offer = bench.send_from(port(2), &Message::new(DISCOVER, mac(1))).expect("an offer");
+    assert_ne!(offer.yiaddr(), held);
+    // A client that shows its identifier has moved; that is told.
+    assert_eq!(bench.send_from(port(2), &request(b"secret")).expect("an answer").kind(), ACK);
+    let moved = |event: &LeaseEvent| matches!(event, LeaseEvent::Moved { lease, from } if lease.ip == held && *from == port(1));
+    assert!(bench.has_event(moved));
+    assert_eq!(bench.leases()[0].port, Some(port(2)));
+}

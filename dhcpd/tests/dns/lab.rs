@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -41,6 +42,13 @@ pub(crate) fn addresses(addresses: &[&str]) {
     for address in addresses {
         let nodad = if address.contains(':') { " nodad" } else { "" };
         crate::support::ip(&format!("addr add {address} dev lo{nodad}"));
+        if let Some((ip, _)) = address.split_once('/') {
+            // The kernel adds the route of an IPv6 address a moment later.
+            crate::support::wait_for("the address's route", || {
+                let output = Command::new("ip").args(["route", "get", ip]).output().ok()?;
+                output.stdout.starts_with(b"local ").then_some(())
+            });
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Parser;
 use dhcpd::{LeaseEvent, Service};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// DHCPv4 and DNS server for one interface.
@@ -58,6 +59,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
+    raise_descriptor_limit();
     let interface = packet_io::Interface::find(&settings.interface)?;
     let io = match &settings.dhcp4 {
         Some(_) => Some(Box::new(packet_io::PacketIo::open(&interface)?) as Box<_>),
@@ -91,6 +93,15 @@ fn run(args: &Args) -> anyhow::Result<()> {
     service.stop();
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Each forwarded DNS query and each TCP connection has a descriptor of its own.
+fn raise_descriptor_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// Names are sanitized labels and everything else is numbers, so a client cannot forge lines.
