@@ -112,8 +112,8 @@ impl PacketSocket {
     /// length. The header is the kernel's word and has to be validated like anyone's.
     ///
     /// # Errors
-    /// `WouldBlock` when there is none; `InvalidData` when it was longer than `buf`, or was not what the kernel
-    /// promises; `ENETDOWN` once after the interface went down or away.
+    /// `WouldBlock` when there is none; `InvalidData` when one was lost because it is longer than `buf` or cannot be
+    /// described by a virtio header; `ENETDOWN` once after the interface went down or away.
     pub fn recv(&mut self, hdr: &mut VirtioNetHdr, buf: &mut [u8]) -> io::Result<usize> {
         // Leaves room for a tag.
         let Some(room) = buf.len().checked_sub(vlan::TAG_LEN) else {
@@ -138,8 +138,11 @@ impl PacketSocket {
                 break read;
             }
             let error = io::Error::last_os_error();
-            if error.kind() != io::ErrorKind::Interrupted {
-                return Err(error);
+            match error.raw_os_error() {
+                Some(libc::EINTR) => {}
+                // The frame is of a kind of segmentation that has no virtio header, and is lost.
+                Some(libc::EINVAL) => return Err(io::ErrorKind::InvalidData.into()),
+                _ => return Err(error),
             }
         };
         let len = match read.checked_sub(HEADER_LEN) {

@@ -8,6 +8,7 @@ use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::ioctl::{IntegerSetter, Opcode, Setter, Updater, opcode};
 use wire::VirtioNetHdr;
 use zerocopy::IntoBytes;
@@ -113,13 +114,16 @@ impl TapQueue {
     /// The header is the kernel's word and has to be validated like anyone's.
     ///
     /// # Errors
-    /// `WouldBlock` when the queue is empty; `InvalidData` when the frame filled `buf` and may have been cut (64 KiB
-    /// and the Ethernet header and tag are enough for every frame); otherwise the kernel's error, as `EBADFD` when the
-    /// device is gone.
+    /// `WouldBlock` when the queue is empty; `InvalidData` when a frame was lost because it filled `buf` and may have
+    /// been cut (64 KiB and the Ethernet header and tag are enough for every frame), or because no virtio header can
+    /// describe it; otherwise the kernel's error, as `EBADFD` when the device is gone.
     pub fn recv(&mut self, hdr: &mut VirtioNetHdr, buf: &mut [u8]) -> io::Result<usize> {
         let size = buf.len();
         let mut slices = [IoSliceMut::new(hdr.as_mut_bytes()), IoSliceMut::new(buf)];
-        let read = rustix::io::retry_on_intr(|| rustix::io::readv(&self.fd, &mut slices))?;
+        let read = match rustix::io::retry_on_intr(|| rustix::io::readv(&self.fd, &mut slices)) {
+            Err(Errno::INVAL) => return Err(io::ErrorKind::InvalidData.into()),
+            read => read?,
+        };
         match read.checked_sub(wire::virtio_net::HDR_LEN) {
             Some(len) if len < size => Ok(len),
             _ => Err(io::ErrorKind::InvalidData.into()),
