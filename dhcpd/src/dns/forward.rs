@@ -185,3 +185,69 @@ async fn over_tcp(
     let message = message.ok_or_else(|| io::Error::other("the answer is not to the question"))?;
     Ok((message, buf.len()))
 }
+
+#[cfg(test)]
+mod tests {
+    use hickory_proto::rr::rdata::{A, CNAME};
+    use hickory_proto::rr::{Name, RData, Record};
+    use proptest::prelude::*;
+
+    use super::super::query::{Parsed, parse};
+    use super::*;
+
+    fn query() -> Query {
+        let bytes = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x03www\x04test\0\0\x01\0\x01";
+        match parse(bytes, false) {
+            Parsed::Query(query) => query,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn good() -> Vec<u8> {
+        let mut message = Message::response(7, OpCode::Query);
+        message.add_query(Question::query(query().name, query().record_type));
+        let name = |text: &str| Name::from_ascii(text).expect("a name");
+        let alias = RData::CNAME(CNAME(name("x.test.")));
+        message.add_answer(Record::from_rdata(name("www.test."), 60, alias));
+        let a = RData::A(A(Ipv4Addr::new(192, 0, 2, 1)));
+        message.add_answer(Record::from_rdata(name("x.test."), 60, a));
+        message.set_edns(Edns::new());
+        message.to_vec().expect("it can be written")
+    }
+
+    #[test]
+    fn only_the_answer_is_accepted() {
+        assert!(accept(&query(), 7, &good()).is_some());
+        assert!(accept(&query(), 8, &good()).is_none());
+        for len in 0..good().len() {
+            assert!(accept(&query(), 7, &good()[..len]).is_none(), "cut at {len}");
+        }
+        let with = |at: usize, value: u8| {
+            let mut bytes = good();
+            bytes[at] = value;
+            bytes
+        };
+        // A query, another opcode, two questions, ANCOUNT 65,535, another name, type and class.
+        let wrong = [(2, 0), (2, 0x90), (5, 2), (6, 255), (13, b'x'), (24, 28), (25, 3)];
+        for (at, value) in wrong {
+            assert!(accept(&query(), 7, &with(at, value)).is_none(), "{value} at {at}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn mutated(at in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8)) {
+            let mut bytes = good();
+            for (index, value) in at {
+                let index = index.index(bytes.len());
+                bytes[index] = value;
+            }
+            if let Some(message) = accept(&query(), 7, &bytes) {
+                let code = message.metadata.response_code;
+                let reply = Reply::new(&query(), code, message.answers, message.authorities);
+                let answer = super::super::respond::encode(&query(), reply.answer(1));
+                prop_assert!(answer.len() <= query().limit);
+            }
+        }
+    }
+}
