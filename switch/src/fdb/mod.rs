@@ -166,8 +166,10 @@ impl Fdb {
     pub(crate) fn hear(&self, key: Key, port: PortIndex, limit: usize, now: Seconds) -> Learned {
         if let Some((slot, word)) = self.table.find(key)
             && word.port() == port
-            && !word.is_static()
         {
+            if word.is_static() {
+                return Learned::Static;
+            }
             self.table.touch(slot, now.0);
             return Learned::Refreshed;
         }
@@ -184,9 +186,7 @@ impl Fdb {
         if let Some((_, word)) = self.table.find(key)
             && word.is_static()
         {
-            if word.port() != port {
-                count(&self.counters.static_conflicts);
-            }
+            count(&self.counters.static_conflicts);
             return Learned::Static;
         }
         let mut owners = match self.owners.try_lock() {
