@@ -34,8 +34,6 @@ struct Echoing {
     sent: u16,
     received: u16,
     send_at: Instant,
-    /// When each echo left, until it is answered.
-    pending: [Option<Instant>; MOST],
 }
 
 /// The pings. `targets` are addresses or names.
@@ -45,6 +43,8 @@ pub struct Pings<T> {
     icmp: SocketHandle,
     dns: SocketHandle,
     current: Option<(&'static str, State)>,
+    /// When each echo to the current target left, until it is answered.
+    pending: [Option<Instant>; MOST],
     /// Everything that was sent was answered, and every name was known.
     pub all_well: bool,
 }
@@ -52,7 +52,7 @@ pub struct Pings<T> {
 impl<T: Iterator<Item = &'static str>> Pings<T> {
     pub fn new(targets: T, plan: Plan, icmp: SocketHandle, dns: SocketHandle) -> Self {
         let plan = Plan { count: plan.count.min(MOST as u16), ..plan };
-        Self { targets, plan, icmp, dns, current: None, all_well: true }
+        Self { targets, plan, icmp, dns, current: None, pending: [None; MOST], all_well: true }
     }
 
     /// Does what is due. Returns when it wants to be called again at the latest, `None` when all
@@ -87,7 +87,8 @@ impl<T: Iterator<Item = &'static str>> Pings<T> {
                 Some(now)
             }
             State::Echoing(echoing) => {
-                let next = echoing.poll(target, self.plan, now, sockets.get_mut(self.icmp));
+                let socket = sockets.get_mut(self.icmp);
+                let next = echoing.poll(target, self.plan, now, socket, &mut self.pending);
                 if next.is_none() {
                     let Echoing { sent, received, address, .. } = *echoing;
                     say!(
@@ -154,7 +155,7 @@ fn resolve(
 
 impl Echoing {
     fn new(address: Ipv4Address, now: Instant) -> Self {
-        Self { address, sent: 0, received: 0, send_at: now, pending: [None; MOST] }
+        Self { address, sent: 0, received: 0, send_at: now }
     }
 
     fn poll(
@@ -163,12 +164,12 @@ impl Echoing {
         plan: Plan,
         now: Instant,
         socket: &mut icmp::Socket<'_>,
+        pending: &mut [Option<Instant>; MOST],
     ) -> Option<Instant> {
         while let Ok((packet, from)) = socket.recv() {
             if let Some(sequence) = reply(packet, plan.ident)
                 && from == IpAddress::Ipv4(self.address)
-                && let Some(left) =
-                    self.pending.get_mut(usize::from(sequence)).and_then(Option::take)
+                && let Some(left) = pending.get_mut(usize::from(sequence)).and_then(Option::take)
             {
                 self.received += 1;
                 let micros = (now - left).total_micros();
@@ -183,17 +184,17 @@ impl Echoing {
             };
             if let Ok(buffer) = socket.send(echo.buffer_len(), IpAddress::Ipv4(self.address)) {
                 echo.emit(&mut Icmpv4Packet::new_unchecked(buffer), &Default::default());
-                self.pending[usize::from(self.sent)] = Some(now);
+                pending[usize::from(self.sent)] = Some(now);
                 self.sent += 1;
                 self.send_at = now + plan.interval;
             }
         }
-        for left in &mut self.pending {
+        for left in &mut *pending {
             if left.is_some_and(|left| now >= left + ECHO_TIMEOUT) {
                 *left = None;
             }
         }
-        let oldest = self.pending.iter().flatten().min().map(|left| *left + ECHO_TIMEOUT);
+        let oldest = pending.iter().flatten().min().map(|left| *left + ECHO_TIMEOUT);
         let next = (self.sent < plan.count).then_some(self.send_at);
         next.into_iter().chain(oldest).min()
     }

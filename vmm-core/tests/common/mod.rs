@@ -31,7 +31,7 @@ pub(crate) fn guest() -> PathBuf {
                 "the test guest does not build:\n{}",
                 String::from_utf8_lossy(&output.stderr)
             );
-            PathBuf::from(target).join("x86_64-unknown-linux-gnu/release/netloom-guest")
+            PathBuf::from(target).join("release/netloom-guest")
         })
         .clone()
 }
