@@ -74,7 +74,7 @@ impl Dns {
         command
             .args(["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts"])
             .args(["--bind-interfaces", "--except-interface=lo", "--pid-file=", "--user=root"])
-            .arg("--log-facility=-")
+            .args(["--log-facility=-", "--local-ttl=300"])
             .arg(format!("--listen-address={address}"))
             .arg(format!("--host-record=www.example.test,{address}"))
             .arg(format!("--host-record=v6.example.test,{address6}"));

@@ -24,7 +24,8 @@ fn refused(daemon: &Daemon, xml: &[u8]) -> anyhow::Result<String> {
     let took = start.elapsed();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{text}");
-    assert!(text.starts_with("error: Failed to define network from"), "{text}");
+    let virsh = ["error: Failed to define network from", "error: Failed to read file"];
+    assert!(virsh.iter().any(|start| text.starts_with(start)), "{text}");
     // The debug build of a test run is some ten times slower than a release.
     assert!(took < Duration::from_secs(5), "took {took:?}: {text}");
     Ok(text)
@@ -59,7 +60,7 @@ fn bad_documents_are_refused_with_line_and_remedy() -> anyhow::Result<()> {
             "<!DOCTYPE n [<!ENTITY a 'aaaa'><!ENTITY b '&a;&a;&a;'>]>\
              <network><name>&b;</name></network>"
                 .to_owned(),
-            "DTD",
+            "document type",
         ),
     ];
     for (xml, expected) in cases {
@@ -67,7 +68,7 @@ fn bad_documents_are_refused_with_line_and_remedy() -> anyhow::Result<()> {
         assert!(text.contains(expected), "no `{expected}` in the answer to {xml}:\n{text}");
     }
     let text = refused(&daemon, network("<mtu size='abc'/>").as_bytes())?;
-    assert!(text.contains("line 3"), "no position: {text}");
+    assert!(text.contains("bad.xml:3:"), "no position: {text}");
     assert_eq!(daemon.netctl(&["net-list", "--all", "--name"])?.trim(), "");
     Ok(())
 }
@@ -162,7 +163,7 @@ fn a_socket_path_that_is_too_long_is_refused_with_a_remedy() -> anyhow::Result<(
     daemon.network("n", &network("<ip address='10.1.0.1' prefix='24'/>"))?;
     let output = daemon.netctl_output(&["port-add", "n", &"p".repeat(32)])?;
     let text = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && text.contains("108"), "{text}");
+    assert!(!output.status.success() && text.contains("shorten"), "{text}");
     Ok(())
 }
 
@@ -225,7 +226,6 @@ fn malformed_dhcp_and_dns_do_no_harm() -> anyhow::Result<()> {
     guest.dhcp()?;
     guest.netns().enter(|| {
         let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
-        socket.set_broadcast(true)?;
         let mut random = 0x2545_f491_4f6c_dd1d_u64;
         for n in 0..4000_usize {
             let mut bytes = vec![0; n % 700];
@@ -241,7 +241,7 @@ fn malformed_dhcp_and_dns_do_no_harm() -> anyhow::Result<()> {
                 bytes[236..240].copy_from_slice(&[99, 130, 83, 99]);
             }
             socket.send_to(&bytes, "10.1.0.1:53")?;
-            socket.send_to(&bytes, "255.255.255.255:67")?;
+            socket.send_to(&bytes, "10.1.0.1:67")?;
         }
         Ok(())
     })?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use netns_tests::Lab;
-use netns_tests::guest::{Guest, Uml, Vmm};
+use netns_tests::guest::{Guest, Namespace, Uml, Vmm};
 use netns_tests::process::Process;
 use netns_tests::record::run;
 
@@ -20,7 +20,7 @@ fn testpmd(first: &Path, second: &Path, extra: &str) -> anyhow::Result<String> {
     let dir = run().directory("testpmd");
     let mut command = Command::new("dpdk-testpmd");
     command
-        .args(["-l", "0,1", "--in-memory", "--no-huge", "-m", "256", "--no-pci", "--no-telemetry"])
+        .args(["-l", "0,1", "--no-huge", "--no-shconf", "-m", "256", "--no-pci", "--no-telemetry"])
         .arg(format!(
             "--vdev=net_virtio_user0,path={},mac=02:00:00:00:00:01{extra}",
             first.display()
@@ -98,7 +98,18 @@ fn the_vmm_guest_gets_a_lease_and_pings_a_linux_guest() -> anyhow::Result<()> {
     ensure!(lease.contains(&leased.ip.to_string()), "{lease} is not {}", leased.ip);
     ensure!(leased.mac == port.mac && leased.hostname.as_deref() == Some("vmm"), "{leased:?}");
     uml.ping("vmm")?;
-    let echo = uml.run(&format!("echo hello | busybox nc -u -w 1 {} 7", leased.ip))?;
-    ensure!(echo.contains("hello"), "the guest's UDP echo gave {echo:?}");
+    let mut ns = Namespace::new("ns")?;
+    let netns = ns.netns().name().to_owned();
+    lab.daemon.port("lan", "ns", &["--netns", &netns, "--ifname", "eth0"])?;
+    ns.dhcp()?;
+    ns.netns().enter(|| {
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+        socket.send_to(b"hello", (leased.ip, 7))?;
+        let mut echo = [0; 16];
+        let (length, _) = socket.recv_from(&mut echo).context("no UDP echo")?;
+        ensure!(&echo[..length] == b"hello", "the guest's UDP echo is {:?}", &echo[..length]);
+        Ok(())
+    })?;
     Ok(())
 }

@@ -55,8 +55,9 @@ fn four_kinds_of_clients_get_addresses_and_names() -> anyhow::Result<()> {
     let mut addresses = vec![qemu.dhcp()?, uml.dhcp()?, udhcpc.dhcp()?];
     assert!(addresses.iter().all(|address| in_range(*address)), "{addresses:?}");
     let dir = dhclient.dir().display().to_string();
+    std::fs::write(dhclient.dir().join("conf"), "also request interface-mtu;\n")?;
     let text = dhclient.run(&format!(
-        "dhclient -4 -v -1 -sf /bin/true -cf /dev/null -lf {dir}/leases -pf {dir}/pid eth0"
+        "dhclient -4 -v -1 -sf /bin/true -cf {dir}/conf -lf {dir}/leases -pf {dir}/pid eth0"
     ))?;
     // dhclient stays to renew; its process id is in its file.
     dhclient.run(&format!("kill $(cat {dir}/pid)"))?;

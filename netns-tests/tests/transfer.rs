@@ -11,25 +11,28 @@ const NETWORK: &str = "<network><name>lan</name><bridge name='lan0'/>\
     <ip family='ipv6' address='fd00:5::1' prefix='64'/></network>";
 
 /// A few megabytes that differ in every block.
-const MAKE: &str = "seq 1 700000";
+const MAKE: &str = "seq 1 300000";
 const LIMIT: Duration = Duration::from_secs(90);
 
 fn join(guest: &mut dyn Guest, host: u8) -> anyhow::Result<()> {
     guest.run(&format!(
-        "ip link set eth0 up; ip addr add 10.5.0.{host}/24 dev eth0; \
-         ip -6 addr add fd00:5::{host}/64 dev eth0 nodad"
+        "echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad; ip link set eth0 up; \
+         ip addr add 10.5.0.{host}/24 dev eth0; ip -6 addr add fd00:5::{host}/64 dev eth0"
     ))?;
     guest.ping("10.5.0.1")
 }
 
 /// One transfer over TCP; what arrives must be what was sent.
 fn send(from: &mut dyn Guest, to: &mut dyn Guest, address: &str) -> anyhow::Result<()> {
-    let family = if address.contains(':') { "[::]" } else { "0.0.0.0" };
-    to.run(&format!("(busybox nc -l -p 5000 -s {family} | md5sum >/tmp/sum.$$ 2>&1; mv /tmp/sum.$$ /tmp/sum.{}) >/dev/null 2>&1 & sleep 0.5", to.name()))?;
+    let name = to.name().to_owned();
+    // The receiver's own input stays open: at its end BusyBox's nc would hang up.
+    to.run(&format!(
+        "(sleep 60 | busybox nc -l -p 5000 | {{ md5sum >/tmp/sum; mv /tmp/sum /tmp/sum.{name}; }}) \
+         >/dev/null 2>&1 & sleep 0.5"
+    ))?;
     let sent = from.sh(&format!("{MAKE} | tee /dev/null | md5sum"), LIMIT)?.text;
     let ran = from.sh(&format!("{MAKE} | busybox nc -w 20 {address} 5000"), LIMIT)?;
     ensure!(ran.ok(), "{} to {}: {}", from.name(), to.name(), ran.text);
-    let name = to.name().to_owned();
     let got = to
         .sh(
             &format!("for n in $(seq 100); do [ -s /tmp/sum.{name} ] && break; sleep 0.1; done; cat /tmp/sum.{name}; rm -f /tmp/sum.{name}"),

@@ -85,9 +85,11 @@ fn a_switch_learns_and_a_hub_floods() -> anyhow::Result<()> {
     );
     lab.daemon.netctl(&["net-destroy", "lan"])?;
     lab.daemon.network("lan", &hub)?;
-    for guest in [&mut a, &mut b] {
-        guest.run("ip link set eth0 up")?;
+    // The interfaces are new ones.
+    for (guest, host) in [(&mut a, 10), (&mut b, 11)] {
+        guest.run(&format!("ip link set eth0 up; ip addr add 10.9.0.{host}/24 dev eth0"))?;
     }
+    third.netns().ip("link set eth0 up")?;
     a.ping("10.9.0.11")?;
     let ears = Capture::start(third.netns(), "eth0")?;
     a.run("busybox ping -c 1 -p ab 10.9.0.11")?;
