@@ -8,6 +8,7 @@ mod batch;
 mod burst;
 mod flow;
 mod outputs;
+mod patience;
 mod poller;
 mod shape;
 mod source;

@@ -5,15 +5,13 @@ use switch::DropReason;
 use super::Context;
 use super::batch::Batch;
 use super::outputs::Job;
+use super::patience::patiently;
 use super::shape::{Shaped, linearize, shape};
 use crate::counters::Counters;
 use crate::offload::{OffloadSet, complete_checksum, segment};
 use crate::port::gather::MAX_PIECES;
 use crate::port::kernel::{KernelPort, KernelQueue};
 use crate::snapshot::Port;
-
-/// Tries for the lock of a queue that another worker holds.
-const LOCK_TRIES: usize = 500;
 
 pub(crate) fn deliver(
     context: &Context<'_>,
@@ -25,12 +23,7 @@ pub(crate) fn deliver(
 ) {
     let counters = &port.counters[context.worker];
     let queue = context.worker % kernel.queues().max(1);
-    let Some(mut queue) = (0..LOCK_TRIES).find_map(|_| {
-        kernel.try_queue(queue).or_else(|| {
-            std::hint::spin_loop();
-            None
-        })
-    }) else {
+    let Some(mut queue) = patiently(|| kernel.try_queue(queue)) else {
         counters.drop(DropReason::TxContended, jobs.len() as u64);
         return;
     };

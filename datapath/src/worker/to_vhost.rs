@@ -7,6 +7,7 @@ use zerocopy::IntoBytes;
 use super::Context;
 use super::batch::{Batch, MAX_FRAME};
 use super::outputs::Job;
+use super::patience::patiently;
 use super::shape::{Shaped, linearize, shape};
 use crate::counters::Counters;
 use crate::offload::{Offload, complete_checksum, segment};
@@ -14,8 +15,6 @@ use crate::port::vhost_user::VhostPort;
 use crate::port::vhost_user::queue::{Live, Queue};
 use crate::snapshot::Port;
 
-/// Tries for the lock of a ring that another worker holds, some 10 ns each.
-const LOCK_TRIES: usize = 500;
 /// Looks at a full ring before frames are dropped, some 40 ns each.
 const FULL_TRIES: usize = 32;
 
@@ -106,12 +105,7 @@ fn deliver_queue(
     storage: &mut Storage,
 ) {
     let counters = &port.counters[context.worker];
-    let Some(mut guard) = (0..LOCK_TRIES).find_map(|_| {
-        queue.try_lock().or_else(|| {
-            std::hint::spin_loop();
-            None
-        })
-    }) else {
+    let Some(mut guard) = patiently(|| queue.try_lock()) else {
         counters.drop(DropReason::TxContended, jobs.len() as u64);
         return;
     };
@@ -125,8 +119,13 @@ fn deliver_queue(
     let result = writer.all(jobs, linear).and_then(|()| writer.publish());
     counters.tx_packets.add(writer.packets);
     counters.tx_bytes.add(writer.bytes);
+    let call = if matches!(result, Ok(true)) { live.call.clone() } else { None };
+    // Others may have the ring before the system call.
+    drop(guard);
+    if let Some(call) = call {
+        call.signal();
+    }
     if let Err(fault) = result {
-        drop(guard);
         context.quarantine(port, vhost, &fault);
     }
 }
@@ -237,7 +236,11 @@ impl Writer<'_, '_, '_> {
         let mut put = self.put(shaped)?;
         if put == Put::Full && !self.known_full {
             // The driver may wait for what it was not told of yet.
-            self.publish()?;
+            if self.publish()?
+                && let Some(call) = &self.live.call
+            {
+                call.signal();
+            }
             for _ in 0..FULL_TRIES {
                 std::hint::spin_loop();
                 put = self.put(shaped)?;
@@ -294,19 +297,16 @@ impl Writer<'_, '_, '_> {
         Ok(Put::Done)
     }
 
-    /// Tells the driver, unless what was copied may not be the source's.
-    fn publish(&mut self) -> Result<(), Fault> {
+    /// Lets the driver have the frames, unless what was copied may not be the source's. True when it must be signalled.
+    fn publish(&mut self) -> Result<bool, Fault> {
         if self.batch.is_poisoned() {
             self.live.ring.rollback();
-            return Ok(());
+            return Ok(false);
         }
         if self.live.memory.is_poisoned() {
             return Err(Fault::Memory);
         }
-        if self.live.ring.publish() {
-            self.live.signal();
-        }
-        Ok(())
+        Ok(self.live.ring.publish())
     }
 }
 

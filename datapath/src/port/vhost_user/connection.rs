@@ -106,12 +106,15 @@ impl Connection {
                         self.refusal = Some(error.to_string());
                         info!(port, ?action, %error, "refused what the frontend asked for");
                         self.session.complete(vhost_user::Outcome::Failed)?;
+                        // The session only knows that it failed.
+                        let _ = self.session.take_refusal();
                     }
                 }
             }
             self.action = self.session.poll()?;
             if let Some(refusal) = self.session.take_refusal() {
                 info!(port, %refusal, "refused a message of the frontend");
+                self.refusal = Some(refusal.to_string());
             }
             if self.action.is_some() {
                 continue;

@@ -405,10 +405,9 @@ impl Thread {
         let up = connection.device.is_up(told);
         let (state, reason) = if endpoint.vhost.is_quarantined() {
             (PortState::Quarantined, endpoint.vhost.fault())
-        } else if up {
-            (PortState::Up, None)
         } else {
-            (PortState::Listening, connection.refusal.clone())
+            let state = if up { PortState::Up } else { PortState::Listening };
+            (state, connection.refusal.clone())
         };
         let queue_pairs = u16::try_from(endpoint.vhost.rx_active()).unwrap_or(0);
         let features = told.features;

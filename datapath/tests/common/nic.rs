@@ -1,0 +1,432 @@
+//! A network card: the `vhost` crate's frontend, and a split-ring driver on memory that is mapped here again.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures};
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vm_memory::{
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use wire::{MacAddr, VirtioNetHdr};
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::DEADLINE;
+
+pub(crate) const VERSION_1: u64 = 1 << 32;
+pub(crate) const MRG_RXBUF: u64 = 1 << 15;
+pub(crate) const EVENT_IDX: u64 = 1 << 29;
+pub(crate) const INDIRECT: u64 = 1 << 28;
+pub(crate) const CSUM: u64 = 1 << 0;
+pub(crate) const GUEST_CSUM: u64 = 1 << 1;
+pub(crate) const GUEST_TSO4: u64 = 1 << 7;
+pub(crate) const HOST_TSO4: u64 = 1 << 11;
+pub(crate) const MQ: u64 = 1 << 22;
+pub(crate) const PROTOCOL: u64 = 1 << 30;
+
+const F_NEXT: u16 = 1;
+const F_WRITE: u16 = 2;
+const F_INDIRECT: u16 = 4;
+
+/// Everything of one ring lies in its own stretch of memory: table, avail, used at the beginning, then buffers.
+const RING: u64 = 16 << 20;
+const AVAIL: u64 = 0x1000;
+const USED: u64 = 0x2000;
+const BUFFERS: u64 = 0x1_0000;
+/// A TX buffer holds the longest frame and, at its end, an indirect table.
+const TX_BUFFER: u64 = 0x1_8000;
+const TX_TABLE: u64 = 0x1_7000;
+const TX_SIZE: u16 = 64;
+/// So that guest addresses and frontend addresses differ.
+pub(crate) const GUEST_BASE: u64 = 0x4000_0000;
+
+#[derive(Clone)]
+pub(crate) struct Options {
+    pub(crate) mac: MacAddr,
+    /// Beside VERSION_1 and the protocol features.
+    pub(crate) features: u64,
+    pub(crate) pairs: usize,
+    pub(crate) rx_buffer: u32,
+    pub(crate) rx_size: u16,
+    /// How a sent frame is cut: each descriptor but the last holds so many bytes.
+    pub(crate) tx_cut: usize,
+    /// Index that the rings begin with.
+    pub(crate) start: u16,
+    /// Memory of a card that was there before, with its rings.
+    pub(crate) adopt: Option<(GuestMemoryMmap, Arc<File>, Vec<Ring>)>,
+}
+
+impl Options {
+    pub(crate) fn new(mac: MacAddr) -> Self {
+        Self {
+            mac,
+            features: MRG_RXBUF | EVENT_IDX,
+            pairs: 1,
+            rx_buffer: 2048,
+            rx_size: 128,
+            tx_cut: usize::MAX,
+            start: 0,
+            adopt: None,
+        }
+    }
+}
+
+impl Clone for Ring {
+    fn clone(&self) -> Self {
+        Self {
+            call: self.call.try_clone().unwrap(),
+            kick: self.kick.try_clone().unwrap(),
+            free: self.free.clone(),
+            ..*self
+        }
+    }
+}
+
+pub(crate) struct Ring {
+    pub(crate) base: u64,
+    pub(crate) size: u16,
+    pub(crate) avail: u16,
+    pub(crate) used: u16,
+    pub(crate) call: EventFd,
+    pub(crate) kick: EventFd,
+    /// TX slots that the device does not have.
+    free: VecDeque<u16>,
+}
+
+pub(crate) struct Nic {
+    pub(crate) mac: MacAddr,
+    pub(crate) frontend: Frontend,
+    pub(crate) memory: GuestMemoryMmap,
+    pub(crate) file: Arc<File>,
+    pub(crate) features: u64,
+    /// RX and TX of each pair in turn.
+    pub(crate) rings: Vec<Ring>,
+    options: Options,
+    /// Buffers of each received frame, as the header says.
+    pub(crate) last_num_buffers: u16,
+}
+
+impl Nic {
+    pub(crate) fn connect(path: &Path, options: &Options) -> Self {
+        let count = options.pairs * 2;
+        let frontend = Frontend::connect(path, count as u64).unwrap();
+        Self::negotiate(frontend, options)
+    }
+
+    pub(crate) fn negotiate(mut frontend: Frontend, options: &Options) -> Self {
+        let count = options.pairs * 2;
+        frontend.set_owner().unwrap();
+        let offered = frontend.get_features().unwrap();
+        let mq = if options.pairs > 1 { MQ } else { 0 };
+        let features = options.features | VERSION_1 | PROTOCOL | mq;
+        assert_eq!(features & !offered, 0, "every feature wanted is offered: {offered:#x}");
+        let wanted = VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
+        let protocol = frontend.get_protocol_features().unwrap() & wanted;
+        assert_eq!(protocol, wanted);
+        frontend.set_protocol_features(protocol).unwrap();
+        frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        frontend.set_features(features).unwrap();
+        let (memory, file, rings) = options.adopt.clone().unwrap_or_else(|| {
+            let (memory, file) = memory(RING * count as u64);
+            let rings = (0..count)
+                .map(|at| Ring {
+                    base: GUEST_BASE + RING * at as u64,
+                    size: if at % 2 == 0 { options.rx_size } else { TX_SIZE },
+                    avail: options.start,
+                    used: options.start,
+                    call: EventFd::new(EFD_NONBLOCK).unwrap(),
+                    kick: EventFd::new(EFD_NONBLOCK).unwrap(),
+                    free: (0..TX_SIZE).collect(),
+                })
+                .collect();
+            (memory, Arc::new(file), rings)
+        });
+        let mut nic = Self {
+            mac: options.mac,
+            frontend,
+            memory,
+            file,
+            features,
+            rings,
+            options: options.clone(),
+            last_num_buffers: 0,
+        };
+        nic.set_mem_table();
+        for at in 0..count {
+            if options.adopt.is_none() {
+                nic.set_u16(at, AVAIL + 2, options.start);
+                nic.set_u16(at, USED + 2, options.start);
+            }
+            nic.want_signal(at);
+            nic.start_ring(at, options.start);
+        }
+        if options.adopt.is_none() {
+            for pair in 0..options.pairs {
+                for slot in 0..options.rx_size {
+                    nic.post(2 * pair, slot);
+                }
+            }
+        }
+        nic
+    }
+
+    pub(crate) fn set_mem_table(&mut self) {
+        let region = self.region();
+        self.frontend.set_mem_table(&[region]).unwrap();
+    }
+
+    pub(crate) fn region(&self) -> VhostUserMemoryRegionInfo {
+        let region = self.memory.iter().next().unwrap();
+        VhostUserMemoryRegionInfo {
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+            mmap_offset: 0,
+            mmap_handle: self.file.as_raw_fd(),
+        }
+    }
+
+    /// The address of a guest address in this process, as the frontend tells it.
+    fn user(&self, guest: u64) -> u64 {
+        self.memory.get_host_address(GuestAddress(guest)).unwrap() as u64
+    }
+
+    pub(crate) fn start_ring(&mut self, at: usize, base: u16) {
+        let (ring_base, size) = (self.rings[at].base, self.rings[at].size);
+        let config = VringConfigData {
+            queue_max_size: size,
+            queue_size: size,
+            flags: 0,
+            desc_table_addr: self.user(ring_base),
+            used_ring_addr: self.user(ring_base + USED),
+            avail_ring_addr: self.user(ring_base + AVAIL),
+            log_addr: None,
+        };
+        let Self { frontend, rings, .. } = self;
+        frontend.set_vring_num(at, size).unwrap();
+        frontend.set_vring_base(at, base).unwrap();
+        frontend.set_vring_addr(at, &config).unwrap();
+        frontend.set_vring_call(at, &rings[at].call).unwrap();
+        frontend.set_vring_kick(at, &rings[at].kick).unwrap();
+        frontend.set_vring_enable(at, true).unwrap();
+    }
+
+    pub(crate) fn u16(&self, ring: usize, offset: u64) -> u16 {
+        let addr = GuestAddress(self.rings[ring].base + offset);
+        self.memory.load(addr, Ordering::SeqCst).unwrap()
+    }
+
+    pub(crate) fn set_u16(&self, ring: usize, offset: u64, value: u16) {
+        let addr = GuestAddress(self.rings[ring].base + offset);
+        self.memory.store(value, addr, Ordering::SeqCst).unwrap();
+    }
+
+    fn event_idx(&self) -> bool {
+        self.features & EVENT_IDX != 0
+    }
+
+    /// Asks for a signal with the next used entry.
+    fn want_signal(&mut self, at: usize) {
+        let (size, used) = (self.rings[at].size, self.rings[at].used);
+        if self.event_idx() {
+            self.set_u16(at, AVAIL + 4 + 2 * u64::from(size), used);
+        } else {
+            self.set_u16(at, AVAIL, 0);
+        }
+        std::sync::atomic::fence(Ordering::SeqCst);
+    }
+
+    pub(crate) fn set_desc(&self, table: u64, at: u16, addr: u64, len: u32, flags: u16, next: u16) {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&addr.to_le_bytes());
+        bytes[8..12].copy_from_slice(&len.to_le_bytes());
+        bytes[12..14].copy_from_slice(&flags.to_le_bytes());
+        bytes[14..].copy_from_slice(&next.to_le_bytes());
+        let at = table + 16 * u64::from(at);
+        self.memory.write_slice(&bytes, GuestAddress(at)).unwrap();
+    }
+
+    /// Makes a chain available and kicks if the device wants it.
+    pub(crate) fn offer(&mut self, at: usize, head: u16) {
+        let (size, old) = (self.rings[at].size, self.rings[at].avail);
+        self.set_u16(at, AVAIL + 4 + 2 * u64::from(old % size), head);
+        self.rings[at].avail = old.wrapping_add(1);
+        self.set_u16(at, AVAIL + 2, self.rings[at].avail);
+        std::sync::atomic::fence(Ordering::SeqCst);
+        let wanted = if self.event_idx() {
+            self.u16(at, USED + 4 + 8 * u64::from(size)) == old
+        } else {
+            self.u16(at, USED) & 1 == 0
+        };
+        if wanted {
+            self.rings[at].kick.write(1).unwrap();
+        }
+    }
+
+    /// Offers RX buffer `slot`.
+    fn post(&mut self, at: usize, slot: u16) {
+        let len = self.options.rx_buffer;
+        let addr = self.rings[at].base + BUFFERS + u64::from(slot) * u64::from(len);
+        self.set_desc(self.rings[at].base, slot, addr, len, F_WRITE, 0);
+        self.offer(at, slot);
+    }
+
+    /// A used entry, if there is one.
+    pub(crate) fn pop(&mut self, at: usize) -> Option<(u16, u32)> {
+        let used = self.rings[at].used;
+        if self.u16(at, USED + 2) == used {
+            return None;
+        }
+        let place = USED + 4 + 8 * u64::from(used % self.rings[at].size);
+        let mut entry = [0; 8];
+        self.memory.read_slice(&mut entry, GuestAddress(self.rings[at].base + place)).unwrap();
+        self.rings[at].used = used.wrapping_add(1);
+        self.want_signal(at);
+        let id = u32::from_le_bytes(entry[..4].try_into().unwrap());
+        let len = u32::from_le_bytes(entry[4..].try_into().unwrap());
+        Some((u16::try_from(id).unwrap(), len))
+    }
+
+    /// Waits for the device's signal and a used entry; polls nothing meanwhile.
+    pub(crate) fn wait(&mut self, at: usize) -> Option<(u16, u32)> {
+        let start = Instant::now();
+        loop {
+            if let Some(entry) = self.pop(at) {
+                return Some(entry);
+            }
+            let left = Timespec::try_from(DEADLINE.checked_sub(start.elapsed())?).unwrap();
+            // SAFETY: the ring keeps the descriptor open.
+            let call = unsafe { BorrowedFd::borrow_raw(self.rings[at].call.as_raw_fd()) };
+            let mut fds = [PollFd::from_borrowed_fd(call, PollFlags::IN)];
+            if poll(&mut fds, Some(&left)).unwrap() == 0 {
+                return None;
+            }
+            let _ = self.rings[at].call.read();
+        }
+    }
+
+    /// Takes back what the device has sent.
+    pub(crate) fn reap(&mut self, pair: usize) {
+        while let Some((head, len)) = self.pop(2 * pair + 1) {
+            assert_eq!(len, 0);
+            self.rings[2 * pair + 1].free.push_back(head);
+        }
+    }
+
+    pub(crate) fn send(&mut self, frame: &[u8]) {
+        self.send_with(0, &VirtioNetHdr::default(), frame);
+    }
+
+    /// Waits for room, then sends.
+    pub(crate) fn send_with(&mut self, pair: usize, header: &VirtioNetHdr, frame: &[u8]) {
+        let at = 2 * pair + 1;
+        self.reap(pair);
+        // Chains of several descriptors use the table from their slot's place on: few slots are in use then.
+        let pieces = 1 + (frame.len() + 11) / self.options.tx_cut.max(1);
+        let indirect = self.features & INDIRECT != 0;
+        let direct = pieces.min(usize::from(TX_SIZE));
+        while self.rings[at].free.is_empty()
+            || (!indirect && pieces > 1 && self.rings[at].free.len() < usize::from(TX_SIZE))
+        {
+            let (head, _) = self.wait(at).expect("the device takes frames");
+            self.rings[at].free.push_back(head);
+        }
+        let slot = self.rings[at].free.pop_front().unwrap();
+        let slot = if !indirect && pieces > 1 {
+            self.rings[at].free.push_front(slot);
+            let zero = self.rings[at].free.iter().position(|&slot| slot == 0).unwrap();
+            self.rings[at].free.remove(zero).unwrap()
+        } else {
+            slot
+        };
+        let base = self.rings[at].base;
+        let buffer = base + BUFFERS + u64::from(slot) * TX_BUFFER;
+        let mut bytes = header.as_bytes().to_vec();
+        bytes.extend(frame);
+        self.memory.write_slice(&bytes, GuestAddress(buffer)).unwrap();
+        let cut: Vec<&[u8]> = bytes.chunks(self.options.tx_cut.max(1)).collect();
+        assert!(cut.len() <= direct.max(256));
+        let table = if indirect { buffer + TX_TABLE } else { base };
+        let first = if indirect { 0 } else { slot };
+        let mut done = 0;
+        for (i, piece) in cut.iter().enumerate() {
+            let at = first + u16::try_from(i).unwrap();
+            let flags = if i + 1 < cut.len() { F_NEXT } else { 0 };
+            let len = u32::try_from(piece.len()).unwrap();
+            self.set_desc(table, at, buffer + done, len, flags, at + 1);
+            done += u64::from(len);
+        }
+        if indirect {
+            let len = u32::try_from(16 * cut.len()).unwrap();
+            self.set_desc(base, slot, table, len, F_INDIRECT, 0);
+        }
+        self.offer(at, slot);
+    }
+
+    pub(crate) fn recv(&mut self) -> Option<(VirtioNetHdr, Vec<u8>)> {
+        self.recv_from(0)
+    }
+
+    /// Waits for a frame.
+    pub(crate) fn recv_from(&mut self, pair: usize) -> Option<(VirtioNetHdr, Vec<u8>)> {
+        let first = self.wait(2 * pair)?;
+        Some(self.collect(pair, first))
+    }
+
+    /// A frame that is there already.
+    pub(crate) fn try_recv(&mut self, pair: usize) -> Option<(VirtioNetHdr, Vec<u8>)> {
+        let first = self.pop(2 * pair)?;
+        Some(self.collect(pair, first))
+    }
+
+    fn collect(&mut self, pair: usize, first: (u16, u32)) -> (VirtioNetHdr, Vec<u8>) {
+        let at = 2 * pair;
+        let mut bytes = Vec::new();
+        let mut entry = first;
+        let mut left = None;
+        loop {
+            let (slot, len) = entry;
+            let addr =
+                self.rings[at].base + BUFFERS + u64::from(slot) * u64::from(self.options.rx_buffer);
+            let start = bytes.len();
+            bytes.resize(start + len as usize, 0);
+            self.memory.read_slice(&mut bytes[start..], GuestAddress(addr)).unwrap();
+            self.post(at, slot);
+            if left.is_none() {
+                let header = VirtioNetHdr::read_from_bytes(&bytes[..12]).unwrap();
+                self.last_num_buffers = header.num_buffers.get();
+                left = Some(header.num_buffers.get());
+            }
+            left = left.map(|left| left - 1);
+            if left == Some(0) {
+                break;
+            }
+            entry = self.wait(at).expect("the rest of the frame");
+        }
+        let header = VirtioNetHdr::read_from_bytes(&bytes[..12]).unwrap();
+        (header, bytes.split_off(12))
+    }
+}
+
+fn memory(size: u64) -> (GuestMemoryMmap, File) {
+    let fd = memfd_create("nic", MemfdFlags::CLOEXEC).unwrap();
+    ftruncate(&fd, size).unwrap();
+    let file = File::from(fd);
+    let range = (
+        GuestAddress(GUEST_BASE),
+        usize::try_from(size).unwrap(),
+        Some(FileOffset::new(file.try_clone().unwrap(), 0)),
+    );
+    (GuestMemoryMmap::from_ranges_with_files([range]).unwrap(), file)
+}
