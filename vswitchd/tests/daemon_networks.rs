@@ -331,3 +331,40 @@ fn a_gateway_that_is_deleted_by_hand_is_made_again() {
         assert!(!daemon.log().contains("ERROR vswitchd::network::undo"), "{}", daemon.log());
     });
 }
+
+#[test]
+fn two_starts_at_once_do_not_race_for_a_subnet() {
+    test(|root| {
+        let daemon = Daemon::start("a", root);
+        daemon.post("/v1/networks", &nat("one", 1));
+        daemon.post("/v1/networks", &nat("two", 1));
+        let start = |name: &str| {
+            daemon.request("POST", &format!("/v1/networks/{name}/start"), &[], b"").status
+        };
+        let mut statuses = std::thread::scope(|scope| {
+            let one = scope.spawn(|| start("one"));
+            [start("two"), one.join().expect("no panic")]
+        });
+        statuses.sort_unstable();
+        assert_eq!(statuses, [200, 409]);
+    });
+}
+
+#[test]
+fn a_start_runs_to_its_end_when_the_client_goes_away() {
+    use std::io::Write;
+    test(|root| {
+        let daemon = Daemon::start("a", root);
+        daemon.post("/v1/networks", &nat("net1", 1));
+        let mut stream = daemon.connect().expect("the daemon listens");
+        stream
+            .write_all(b"POST /v1/networks/net1/start HTTP/1.1\r\nHost: x\r\n\r\n")
+            .expect("sent");
+        drop(stream);
+        // Either it was never taken up, or it is complete.
+        let problem = daemon.request("POST", "/v1/networks/net1/start", &[], b"");
+        assert!(problem.status == 200 || problem.problem().code == api::Code::NetworkActive);
+        assert!(run("ip -o -4 address show dev virbr0").contains("10.77.1.1/24"));
+        assert!(run("nft list table inet netloom-a").contains("virbr0"));
+    });
+}

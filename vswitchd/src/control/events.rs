@@ -24,7 +24,7 @@ pub(super) struct EventsQuery {
 
 /// What happens, as it happens. What was not kept for a reader shows as a `gap`.
 #[utoipa::path(
-    get, path = "/v1/events", params(EventsQuery),
+    get, operation_id = "stream_events", path = "/v1/events", params(EventsQuery),
     responses((status = 200, body = api::Event, content_type = "text/event-stream"))
 )]
 pub(super) async fn stream(

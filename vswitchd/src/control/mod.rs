@@ -5,6 +5,7 @@
 
 mod body;
 mod events;
+mod instance;
 mod networks;
 mod openapi;
 mod ports;
@@ -16,13 +17,13 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
-use api::{Code, InstanceInfo, Problem};
+use api::{Code, Problem};
+use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{Method, Uri};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
-use axum::{Json, Router};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
@@ -41,7 +42,7 @@ struct Context {
 
 fn router(context: Context) -> Router {
     Router::new()
-        .route("/v1/instance", get(instance))
+        .route("/v1/instance", get(instance::show))
         .route("/v1/networks", get(networks::list).post(networks::define))
         .route("/v1/networks/{network}", get(networks::show).delete(networks::undefine))
         .route("/v1/networks/{network}/xml", get(networks::xml))
@@ -61,12 +62,6 @@ fn router(context: Context) -> Router {
         .layer(DefaultBodyLimit::max(body::JSON_LIMIT))
         .layer(middleware::from_fn_with_state(context.clone(), etag))
         .with_state(context)
-}
-
-/// What this daemon is.
-#[utoipa::path(get, path = "/v1/instance", responses((status = 200, body = InstanceInfo)))]
-async fn instance(State(context): State<Context>) -> Json<InstanceInfo> {
-    Json(context.manager.instance())
 }
 
 async fn no_such_resource(uri: Uri) -> Failure {

@@ -32,7 +32,7 @@ impl FromRequest<Context> for Xml {
 }
 
 /// All networks, by name.
-#[utoipa::path(get, path = "/v1/networks", responses((status = 200, body = Vec<NetworkInfo>)))]
+#[utoipa::path(get, operation_id = "list_networks", path = "/v1/networks", responses((status = 200, body = Vec<NetworkInfo>)))]
 pub(super) async fn list(State(context): State<Context>) -> Json<Vec<NetworkInfo>> {
     Json(context.manager.networks())
 }
@@ -51,7 +51,7 @@ pub(super) struct DefineQuery {
 /// Defining a network again changes its definition; an active one goes on with what it was
 /// started with.
 #[utoipa::path(
-    post, path = "/v1/networks", params(DefineQuery),
+    post, operation_id = "define_network", path = "/v1/networks", params(DefineQuery),
     request_body(content = String, content_type = "application/xml"),
     responses((status = 201, body = NetworkInfo), (status = "4XX", body = Problem,
         content_type = "application/problem+json"))
@@ -80,7 +80,7 @@ pub(super) async fn define(
 
 /// One network, by name or UUID.
 #[utoipa::path(
-    get, path = "/v1/networks/{network}", params(("network" = String, Path)),
+    get, operation_id = "show_network", path = "/v1/networks/{network}", params(("network" = String, Path)),
     responses((status = 200, body = NetworkInfo), (status = "4XX", body = Problem,
         content_type = "application/problem+json"))
 )]
@@ -95,7 +95,7 @@ pub(super) async fn show(
 /// Removes the definition; an active network becomes transient, an inactive one ceases to exist,
 /// with its ports.
 #[utoipa::path(
-    delete, path = "/v1/networks/{network}", params(("network" = String, Path)),
+    delete, operation_id = "undefine_network", path = "/v1/networks/{network}", params(("network" = String, Path)),
     responses((status = 204), (status = "4XX", body = Problem,
         content_type = "application/problem+json"))
 )]
@@ -125,7 +125,7 @@ pub(super) struct XmlQuery {
 
 /// The definition in libvirt's canonical form.
 #[utoipa::path(
-    get, path = "/v1/networks/{network}/xml", params(("network" = String, Path), XmlQuery),
+    get, operation_id = "dump_network_xml", path = "/v1/networks/{network}/xml", params(("network" = String, Path), XmlQuery),
     responses((status = 200, body = String, content_type = "application/xml"),
         (status = "4XX", body = Problem, content_type = "application/problem+json"))
 )]
@@ -141,7 +141,7 @@ pub(super) async fn xml(
 
 /// Starts a network: all of it, or, when a step fails, nothing.
 #[utoipa::path(
-    post, path = "/v1/networks/{network}/start", params(("network" = String, Path)),
+    post, operation_id = "start_network", path = "/v1/networks/{network}/start", params(("network" = String, Path)),
     responses((status = 200, body = NetworkInfo), (status = "4XX", body = Problem,
         content_type = "application/problem+json"))
 )]
@@ -163,7 +163,7 @@ pub(super) async fn start(
 /// Stops a network and removes everything that it made; its ports go down. A transient network
 /// ceases to exist.
 #[utoipa::path(
-    post, path = "/v1/networks/{network}/destroy", params(("network" = String, Path)),
+    post, operation_id = "destroy_network", path = "/v1/networks/{network}/destroy", params(("network" = String, Path)),
     responses((status = 204), (status = "4XX", body = Problem,
         content_type = "application/problem+json"))
 )]
@@ -184,7 +184,7 @@ pub(super) async fn destroy(
 
 /// Whether the network starts with the host.
 #[utoipa::path(
-    put, path = "/v1/networks/{network}/autostart", params(("network" = String, Path)),
+    put, operation_id = "set_network_autostart", path = "/v1/networks/{network}/autostart", params(("network" = String, Path)),
     request_body = Autostart,
     responses((status = 200, body = NetworkInfo), (status = "4XX", body = Problem,
         content_type = "application/problem+json"))
@@ -208,7 +208,7 @@ pub(super) async fn autostart(
 
 /// Current DHCP leases; none when the network is inactive.
 #[utoipa::path(
-    get, path = "/v1/networks/{network}/leases", params(("network" = String, Path)),
+    get, operation_id = "list_leases", path = "/v1/networks/{network}/leases", params(("network" = String, Path)),
     responses((status = 200, body = Vec<Lease>), (status = "4XX", body = Problem,
         content_type = "application/problem+json"))
 )]
@@ -222,7 +222,7 @@ pub(super) async fn leases(
 
 /// The forwarding database; empty when the network is inactive.
 #[utoipa::path(
-    get, path = "/v1/networks/{network}/fdb", params(("network" = String, Path)),
+    get, operation_id = "show_fdb", path = "/v1/networks/{network}/fdb", params(("network" = String, Path)),
     responses((status = 200, body = Vec<FdbEntry>), (status = "4XX", body = Problem,
         content_type = "application/problem+json"))
 )]

@@ -6,6 +6,8 @@ use axum::http::header;
 use axum::response::IntoResponse;
 use utoipa::OpenApi;
 
+use super::{events, instance, networks, ports};
+
 #[derive(OpenApi)]
 #[openapi(
     info(
@@ -16,24 +18,24 @@ use utoipa::OpenApi;
                        takes it back as If-Match."
     ),
     paths(
-        super::instance,
-        super::networks::list,
-        super::networks::define,
-        super::networks::show,
-        super::networks::undefine,
-        super::networks::xml,
-        super::networks::start,
-        super::networks::destroy,
-        super::networks::autostart,
-        super::networks::leases,
-        super::networks::fdb,
-        super::ports::list,
-        super::ports::list_of,
-        super::ports::add,
-        super::ports::show,
-        super::ports::delete,
-        super::ports::stats,
-        super::events::stream
+        instance::show,
+        networks::list,
+        networks::define,
+        networks::show,
+        networks::undefine,
+        networks::xml,
+        networks::start,
+        networks::destroy,
+        networks::autostart,
+        networks::leases,
+        networks::fdb,
+        ports::list,
+        ports::list_of,
+        ports::add,
+        ports::show,
+        ports::delete,
+        ports::stats,
+        events::stream
     )
 )]
 struct Document;
@@ -59,6 +61,15 @@ mod tests {
             let name = part.split('"').next().expect("a name");
             assert!(schemas.contains_key(name), "{name} is not described");
         }
+        let mut ids: Vec<_> = text
+            .split("\"operationId\":\"")
+            .skip(1)
+            .map(|part| part.split('"').next().expect("an id"))
+            .collect();
+        let all = ids.len();
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!((ids.len(), all), (18, 18), "every operation has a name of its own");
         assert!(schemas.contains_key("PortKind") && schemas.contains_key("Problem"));
         assert!(value["paths"]["/v1/networks/{network}/ports"]["post"].is_object());
     }

@@ -14,14 +14,14 @@ use super::{Context, body, run};
 type PathResult = std::result::Result<Path<String>, PathRejection>;
 
 /// All ports, by name.
-#[utoipa::path(get, path = "/v1/ports", responses((status = 200, body = Vec<PortInfo>)))]
+#[utoipa::path(get, operation_id = "list_ports", path = "/v1/ports", responses((status = 200, body = Vec<PortInfo>)))]
 pub(super) async fn list(State(context): State<Context>) -> Result<Json<Vec<PortInfo>>> {
     Ok(Json(context.manager.ports(None)?))
 }
 
 /// The ports of a network, by name.
 #[utoipa::path(
-    get, path = "/v1/networks/{network}/ports", params(("network" = String, Path)),
+    get, operation_id = "list_network_ports", path = "/v1/networks/{network}/ports", params(("network" = String, Path)),
     responses((status = 200, body = Vec<PortInfo>), (status = "4XX", body = Problem,
         content_type = "application/problem+json"))
 )]
@@ -35,7 +35,7 @@ pub(super) async fn list_of(
 
 /// Adds a port. It comes up at once when the network is active, else with it.
 #[utoipa::path(
-    post, path = "/v1/networks/{network}/ports", params(("network" = String, Path)),
+    post, operation_id = "add_port", path = "/v1/networks/{network}/ports", params(("network" = String, Path)),
     request_body = PortAdd,
     responses((status = 201, body = PortInfo), (status = "4XX", body = Problem,
         content_type = "application/problem+json"))
@@ -59,7 +59,7 @@ pub(super) async fn add(
 
 /// One port, by name or UUID.
 #[utoipa::path(
-    get, path = "/v1/ports/{port}", params(("port" = String, Path)),
+    get, operation_id = "show_port", path = "/v1/ports/{port}", params(("port" = String, Path)),
     responses((status = 200, body = PortInfo), (status = "4XX", body = Problem,
         content_type = "application/problem+json"))
 )]
@@ -73,7 +73,7 @@ pub(super) async fn show(
 
 /// Deletes a port, its socket or TAP, and the leases that were taken through it.
 #[utoipa::path(
-    delete, path = "/v1/ports/{port}", params(("port" = String, Path)),
+    delete, operation_id = "delete_port", path = "/v1/ports/{port}", params(("port" = String, Path)),
     responses((status = 204), (status = "4XX", body = Problem,
         content_type = "application/problem+json"))
 )]
@@ -94,7 +94,7 @@ pub(super) async fn delete(
 
 /// Counters since the port came up.
 #[utoipa::path(
-    get, path = "/v1/ports/{port}/stats", params(("port" = String, Path)),
+    get, operation_id = "show_port_stats", path = "/v1/ports/{port}/stats", params(("port" = String, Path)),
     responses((status = 200, body = PortStats), (status = "4XX", body = Problem,
         content_type = "application/problem+json"))
 )]
