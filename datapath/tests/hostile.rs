@@ -107,7 +107,8 @@ fn bad_chains_come_back_and_are_counted() {
     let (table, buffer) = (a.table(), a.buffer());
     let ring_end = GUEST_BASE + (32 << 20);
     // (address, length, flags, next) of descriptors 0 and 1.
-    let chains: &[([(u64, u32, u16, u16); 2], DropReason)] = &[
+    type Desc = (u64, u32, u16, u16);
+    let chains: &[([Desc; 2], DropReason)] = &[
         ([(buffer, 72, F_NEXT, 0), (0, 0, 0, 0)], DropReason::BadDescriptor),
         ([(buffer, 72, F_NEXT, 1), (buffer, 72, F_NEXT, 0)], DropReason::BadDescriptor),
         ([(buffer, 72, F_NEXT, 64), (0, 0, 0, 0)], DropReason::BadDescriptor),
