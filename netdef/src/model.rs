@@ -23,6 +23,8 @@ pub struct Network {
     pub description: Option<String>,
     /// The `<metadata>` element as libvirt writes it, without the indentation of its first line.
     pub metadata: Option<String>,
+    /// What netloom's own element inside `<metadata>` says of the switch.
+    pub switch: Switch,
     pub forward: Forward,
     pub bridge: Bridge,
     pub mtu: Option<u32>,
@@ -289,4 +291,18 @@ pub struct Unmodelled {
     pub name: String,
     /// The element, with the namespace declarations that it needs.
     pub xml: String,
+}
+
+/// `<netloom:switch mode='learning|hub' ageing='SECONDS'/>` in the namespace [`Switch::NAMESPACE`],
+/// inside `<metadata>`: libvirt keeps it and has no words of its own for these.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Switch {
+    /// Every frame goes to every port, nothing is learned.
+    pub hub: bool,
+    /// How long an address is remembered that is not seen any more, from 15 s to an hour.
+    pub ageing: Option<Duration>,
+}
+
+impl Switch {
+    pub const NAMESPACE: &str = "urn:netloom:network:1";
 }

@@ -413,3 +413,23 @@ fn entities_are_never_expanded() {
     assert!(error.message.contains("document type"), "{error:?}");
     assert!(error.remedy.is_some());
 }
+
+#[test]
+fn the_switch_is_set_in_the_metadata() {
+    let network = |attributes: &str| {
+        let xml = format!(
+            "<network><name>n</name><metadata><n:switch xmlns:n='urn:netloom:network:1' \
+             {attributes}/></metadata></network>"
+        );
+        parse(xml.as_bytes()).map(|parsed| parsed.network)
+    };
+    let hub = network("mode='hub' ageing='60'").expect("a hub");
+    assert!(hub.switch.hub);
+    assert_eq!(hub.switch.ageing, Some(std::time::Duration::from_secs(60)));
+    let again = parse(to_xml(&hub).as_bytes()).expect("its own form").network;
+    assert_eq!(again.switch, hub.switch);
+    for (attributes, remedy) in [("mode='bus'", "hub"), ("ageing='5'", "3600")] {
+        let error = network(attributes).expect_err(attributes);
+        assert!(error.remedy.is_some_and(|text| text.contains(remedy)) && error.line == Some(1));
+    }
+}

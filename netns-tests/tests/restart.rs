@@ -112,7 +112,8 @@ fn a_deleted_namespace_is_reported_and_costs_nothing() -> anyhow::Result<()> {
 /// DORA by hand from many MACs: what the wire saw acknowledged must be there after every kill.
 #[test]
 fn no_acknowledged_lease_is_lost_by_twenty_kills() -> anyhow::Result<()> {
-    let mut lab = Lab::new()?;
+    let config = "[dhcp]\nleases_per_port = 100000\n";
+    let mut lab = Lab::with_config(config)?;
     lab.daemon.network("lan", NETWORK)?;
     let ns = namespace(&lab.daemon, "lan", "load")?;
     ns.netns().ip("link set eth0 up")?;

@@ -56,6 +56,9 @@ pub struct Args {
     /// DNS servers for names that are not ours, in place of resolv.conf's
     #[arg(long, env = "NETLOOM_DNS_UPSTREAMS", value_delimiter = ',')]
     pub dns_upstreams: Option<Vec<Upstream>>,
+    /// Addresses that one port may hold
+    #[arg(long, env = "NETLOOM_DHCP_LEASES_PER_PORT", value_name = "N")]
+    pub dhcp_leases_per_port: Option<usize>,
     /// Group of vhost-user sockets, where the port names none
     #[arg(long, env = "NETLOOM_SOCKET_GROUP")]
     pub socket_group: Option<String>,
@@ -110,6 +113,7 @@ struct FileConfig {
     log: FileLog,
     api: FileApi,
     dns: FileDns,
+    dhcp: FileDhcp,
     ports: FilePorts,
 }
 
@@ -143,6 +147,12 @@ struct FileDns {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+struct FileDhcp {
+    leases_per_port: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 struct FilePorts {
     socket_group: Option<String>,
 }
@@ -159,6 +169,8 @@ pub struct Config {
     pub api_mode: u32,
     /// Empty: from resolv.conf.
     pub dns_upstreams: Vec<SocketAddr>,
+    /// Addresses that one guest may hold, so that none can take a whole range.
+    pub dhcp_leases_per_port: usize,
     pub socket_group: Option<String>,
 }
 
@@ -173,6 +185,7 @@ impl Default for Config {
             api_group: None,
             api_mode: 0o660,
             dns_upstreams: Vec::new(),
+            dhcp_leases_per_port: 16,
             socket_group: None,
         }
     }
@@ -233,6 +246,10 @@ impl Config {
                 .into_iter()
                 .map(|upstream| upstream.0)
                 .collect(),
+            dhcp_leases_per_port: args
+                .dhcp_leases_per_port
+                .or(file.dhcp.leases_per_port)
+                .unwrap_or(default.dhcp_leases_per_port),
             socket_group: args.socket_group.clone().or(file.ports.socket_group),
         };
         config.check()?;
@@ -253,6 +270,9 @@ impl Config {
         }
         if self.api_mode > 0o777 {
             return value("api.mode", "must be a file mode such as 0o660");
+        }
+        if self.dhcp_leases_per_port == 0 {
+            return value("dhcp.leases_per_port", "must be at least 1");
         }
         crate::log::filter(&self.log_level)
             .map_err(|message| ConfigError::Value { key: "log.level", message })?;

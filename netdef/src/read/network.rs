@@ -1,5 +1,7 @@
 //! The root element: identity, texts, and the order in which the parts are read.
 
+use std::time::Duration;
+
 use roxmltree::Document;
 use uuid::Uuid;
 
@@ -7,7 +9,7 @@ use super::reader::{
     DNSMASQ, Node, Reader, Result, Shape, attr, child, children, filled, root, text,
 };
 use super::{Parsed, bridge, dns, forward, ip, ports, route, verbatim};
-use crate::model::{Bridge, Domain, ForwardMode, Network};
+use crate::model::{Bridge, Domain, ForwardMode, Network, Switch};
 
 /// A file of this name must fit into a directory, with `.xml` and a temporary suffix.
 const MAX_NAME: usize = 200;
@@ -47,6 +49,7 @@ pub(super) fn read<'d>(source: &'d str, document: &'d Document<'d>) -> Result<Pa
         title: title(&reader, root)?,
         description: child(root, "description").and_then(text),
         metadata: metadata(&mut reader, root),
+        switch: switch(&reader, root)?,
         forward: forward::read(&mut reader, root)?,
         dnsmasq_options,
         ..Network::default()
@@ -151,6 +154,33 @@ fn metadata(reader: &mut Reader<'_>, root: Node<'_>) -> Option<String> {
         );
     }
     Some(verbatim::metadata(node, 1))
+}
+
+fn switch(reader: &Reader<'_>, root: Node<'_>) -> Result<Switch> {
+    let ours = (Switch::NAMESPACE, "switch");
+    let Some(node) = child(root, "metadata")
+        .and_then(|metadata| metadata.children().find(|node| node.has_tag_name(ours)))
+    else {
+        return Ok(Switch::default());
+    };
+    let invalid = |name: &str, value: &str, remedy: &str| {
+        let message =
+            format!("Invalid value for attribute '{name}' in element 'switch': '{value}'.");
+        Err(reader.xml_at(node, name, message).remedy(remedy))
+    };
+    let hub = match node.attribute("mode") {
+        None | Some("learning") => false,
+        Some("hub") => true,
+        Some(other) => return invalid("mode", other, "write learning or hub"),
+    };
+    let ageing = match node.attribute("ageing") {
+        None => None,
+        Some(text) => match text.parse::<u64>() {
+            Ok(seconds @ 15..=3600) => Some(Duration::from_secs(seconds)),
+            _ => return invalid("ageing", text, "write a number of seconds from 15 to 3600"),
+        },
+    };
+    Ok(Switch { hub, ageing })
 }
 
 fn domain(reader: &mut Reader<'_>, root: Node<'_>) -> Result<Option<Domain>> {

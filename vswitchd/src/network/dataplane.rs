@@ -25,6 +25,7 @@ const TRAP_QUEUE: usize = 1024;
 pub(super) struct BridgeSettings {
     pub(super) name: String,
     pub(super) mtu: u32,
+    pub(super) switch: netdef::model::Switch,
     pub(super) trap_dhcp4: bool,
     pub(super) gateway_v4: Vec<Ipv4Addr>,
 }
@@ -87,8 +88,8 @@ impl Dataplane {
     ) -> Result<(), Problem> {
         self.call(move |datapath| {
             let spec = BridgeSpec {
-                hub: false,
-                ageing: AGEING,
+                hub: settings.switch.hub,
+                ageing: settings.switch.ageing.unwrap_or(AGEING),
                 mtu: settings.mtu,
                 trap_dhcp4: settings.trap_dhcp4,
                 gateway_v4: settings.gateway_v4,

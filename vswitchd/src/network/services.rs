@@ -318,7 +318,10 @@ impl Manager {
         trap: Option<Trap>,
     ) -> Result<Option<Arc<Services>>, Problem> {
         let mac = model.mac.unwrap_or_default();
-        let dhcp4 = dhcp4_config(model, mac);
+        let dhcp4 = dhcp4_config(model, mac).map(|config| dhcp4::Config {
+            max_per_port: Some(self.config.dhcp_leases_per_port),
+            ..config
+        });
         let dns = dns_config(model, &self.config.dns_upstreams, self.own_addresses.clone());
         if dhcp4.is_none() && dns.is_none() {
             return Ok(None);

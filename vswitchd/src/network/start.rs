@@ -263,6 +263,7 @@ impl<'a> Start<'a> {
         let settings = BridgeSettings {
             name: self.definition.name.clone(),
             mtu: mtu(self.definition),
+            switch: self.definition.switch,
             trap_dhcp4: services::wants_dhcp4(self.definition),
             gateway_v4: self
                 .definition

@@ -117,6 +117,8 @@ impl Manager {
     ) -> Result<(), Problem> {
         let mut networks = self.tables().firewall();
         networks.extend(extra.cloned());
+        // The same networks make the same table.
+        networks.sort_by(|a, b| a.interface.cmp(&b.interface));
         self.host.apply_firewall(&networks).await.map_err(|error| problem::host(&error))
     }
 }
