@@ -8,7 +8,11 @@ use crate::scan::syntax;
 /// Words the error as libxml does where it has an equal.
 pub(crate) fn from_tree(text: &str, error: &Tree) -> Error {
     let position = error.pos();
-    let offset = offset_of(text, position.row, position.col);
+    let offset = match error {
+        // The parser has no position for these; libxml says where the text ends.
+        Tree::UnexpectedEndOfStream | Tree::UnclosedRootNode => text.len(),
+        _ => offset_of(text, position.row, position.col),
+    };
     let (message, remedy) = match error {
         Tree::UnknownEntityReference(name, _) => (
             format!("Entity '{name}' not defined"),
