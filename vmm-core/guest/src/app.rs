@@ -23,7 +23,12 @@ const EXIT_PING: u32 = 1;
 const EXIT_ADDRESS: u32 = 2;
 
 pub fn run(mut network: Network, line: &CommandLine, clock: &Clock) -> ! {
-    say!("net mac={} mtu={} features={:#x}", network.mac, network.mtu, network.features);
+    let [a, b, c, d, e, f] = network.mac.0;
+    say!(
+        "net mac={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x} mtu={} features={:#x}",
+        network.mtu,
+        network.features
+    );
     let mut config = Config::new(network.mac.into());
     config.random_seed = stamp();
     let mut interface = Interface::new(config, &mut network, clock.now());

@@ -19,8 +19,9 @@ pub struct Plan {
     pub ident: u16,
 }
 
-/// An echo that is not answered by then is lost.
-const ECHO_TIMEOUT: Duration = Duration::from_secs(1);
+/// An echo that is not answered by then is lost. Longer than smoltcp's pause of a second between
+/// two neighbour requests, during which the first echo to a new neighbour waits.
+const ECHO_TIMEOUT: Duration = Duration::from_secs(3);
 const RESOLVE_EVERY: Duration = Duration::from_millis(500);
 const MOST: usize = 256;
 

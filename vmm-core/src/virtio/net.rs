@@ -31,7 +31,7 @@ use crate::bus::lock;
 const QUEUES: usize = 2;
 const QUEUE_SIZE: u16 = 256;
 /// No backend takes longer for one negotiation, unless it hangs.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 300 } else { 5000 });
 /// vhost-user's own feature bit.
 const PROTOCOL_FEATURES: u64 = 1 << 30;
 
@@ -401,5 +401,95 @@ impl Deadline {
             })
             .ok()?;
         Some(Self(sender))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::os::unix::net::UnixListener;
+    use std::thread::JoinHandle;
+
+    use super::*;
+
+    const SET_OWNER: u32 = 3;
+    const GET_FEATURES: u32 = 1;
+
+    fn config(directory: &tempfile::TempDir) -> NetConfig {
+        let mac = MacAddr([0x52, 0x54, 0, 1, 2, 3]);
+        NetConfig { socket: directory.path().join("port"), mac, mtu: Some(1400) }
+    }
+
+    /// A backend that answers GET_FEATURES (or not) and then waits for the hang-up.
+    fn backend(config: &NetConfig, features: Option<u64>) -> JoinHandle<()> {
+        let listener = UnixListener::bind(&config.socket).unwrap();
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            for expected in [SET_OWNER, GET_FEATURES] {
+                let mut header = [0; 12];
+                stream.read_exact(&mut header).unwrap();
+                assert_eq!(header[..4], expected.to_le_bytes());
+            }
+            if let Some(features) = features {
+                for word in [GET_FEATURES, 1 | 4, 8] {
+                    stream.write_all(&word.to_le_bytes()).unwrap();
+                }
+                stream.write_all(&features.to_le_bytes()).unwrap();
+            }
+            assert_eq!(stream.read(&mut [0]).unwrap(), 0, "the frontend says no more");
+        })
+    }
+
+    #[test]
+    fn the_driver_sees_the_backends_features_and_our_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = config(&directory);
+        let status_and_mq = bit(net::VIRTIO_NET_F_STATUS) | bit(net::VIRTIO_NET_F_CTRL_VQ);
+        let offered = bit(VIRTIO_F_VERSION_1) | bit(net::VIRTIO_NET_F_CSUM) | status_and_mq;
+        let backend = backend(&config, Some(offered));
+        let net = VhostUserNet::connect(config).unwrap();
+        let own =
+            bit(net::VIRTIO_NET_F_MAC) | bit(net::VIRTIO_NET_F_STATUS) | bit(net::VIRTIO_NET_F_MTU);
+        let expected = bit(VIRTIO_F_VERSION_1) | bit(net::VIRTIO_NET_F_CSUM) | own;
+        assert_eq!(net.features(), expected, "no control queue, whoever offers one");
+        let mut bytes = [0xff; 14];
+        net.read_config(0, &mut bytes);
+        assert_eq!(bytes, [0x52, 0x54, 0, 1, 2, 3, 1, 0, 1, 0, 0x78, 0x05, 0, 0]);
+        assert!(net.watched().is_some());
+
+        net.disconnected();
+        backend.join().unwrap();
+        net.read_config(6, &mut bytes[..2]);
+        assert_eq!(bytes[..2], [0, 0], "the link is down");
+        assert!(net.watched().is_none());
+        assert!(matches!(net.reconnect(), Err(NetError::NobodyListens(_))));
+        assert_eq!(net.features(), expected, "features outlive the connection");
+    }
+
+    #[test]
+    fn a_legacy_backend_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = config(&directory);
+        let backend = backend(&config, Some(bit(net::VIRTIO_NET_F_CSUM)));
+        let error = VhostUserNet::connect(config).unwrap_err();
+        assert!(matches!(error, NetError::Features { missing, .. } if missing == 1 << 32));
+        backend.join().unwrap();
+    }
+
+    #[test]
+    fn a_backend_that_does_not_answer_is_hung_up_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = config(&directory);
+        let backend = backend(&config, None);
+        let error = VhostUserNet::connect(config).unwrap_err();
+        assert!(matches!(error, NetError::Protocol { what: "GET_FEATURES", .. }), "{error}");
+        backend.join().unwrap();
+    }
+
+    #[test]
+    fn a_missing_socket_says_how_to_get_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let error = VhostUserNet::connect(config(&directory)).unwrap_err();
+        assert!(error.to_string().contains("netctl port-add"), "{error}");
     }
 }
