@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::kernel;
 use common::vmm::{Vmm, command, run_to_end};
 
 #[test]
@@ -31,27 +32,6 @@ fn the_console_goes_to_a_file_and_the_command_line_arrives() {
     assert_eq!(status.code(), Some(16 + 3), "{said}");
     let console = std::fs::read_to_string(console).unwrap();
     assert!(console.starts_with("netloom-guest ring=3 tsc_khz=1234567\n"), "{console}");
-}
-
-/// An executable of a few bytes at 2 MiB, the first of which is run in ring 0.
-fn kernel(code: &[u8]) -> tempfile::NamedTempFile {
-    use std::io::Write as _;
-    let address = 0x20_0000_u64;
-    let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
-    elf.extend([2, 0, 62, 0, 1, 0, 0, 0]);
-    for value in [address, 64, 0] {
-        elf.extend(value.to_le_bytes());
-    }
-    elf.extend([0, 0, 0, 0, 64, 0, 56, 0, 1, 0, 64, 0, 0, 0, 0, 0]);
-    elf.extend([1, 0, 0, 0, 7, 0, 0, 0]);
-    let size = code.len() as u64;
-    for value in [120, address, address, size, size, 4096] {
-        elf.extend(value.to_le_bytes());
-    }
-    elf.extend(code);
-    let mut file = tempfile::NamedTempFile::new().unwrap();
-    file.write_all(&elf).unwrap();
-    file
 }
 
 #[test]

@@ -42,3 +42,24 @@ pub(crate) fn require_kvm() {
         panic!("this test runs a virtual machine and needs /dev/kvm: {error}");
     }
 }
+
+/// An executable of a few bytes at 2 MiB, the first of which is run in ring 0.
+pub(crate) fn kernel(code: &[u8]) -> tempfile::NamedTempFile {
+    use std::io::Write as _;
+    let address = 0x20_0000_u64;
+    let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+    elf.extend([2, 0, 62, 0, 1, 0, 0, 0]);
+    for value in [address, 64, 0] {
+        elf.extend(value.to_le_bytes());
+    }
+    elf.extend([0, 0, 0, 0, 64, 0, 56, 0, 1, 0, 64, 0, 0, 0, 0, 0]);
+    elf.extend([1, 0, 0, 0, 7, 0, 0, 0]);
+    let size = code.len() as u64;
+    for value in [120, address, address, size, size, 4096] {
+        elf.extend(value.to_le_bytes());
+    }
+    elf.extend(code);
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(&elf).unwrap();
+    file
+}
