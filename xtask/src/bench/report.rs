@@ -33,6 +33,8 @@ pub(super) struct Run {
     /// `None`: it changed in between, the run does not count.
     pub(super) placement: Option<Placement>,
     pub(super) frames_per_second: f64,
+    /// Share of the generator's rounds with nothing to do. Near 0 it is the generator that was measured.
+    pub(super) generator_idle: f64,
 }
 
 /// What holds for all runs.
@@ -126,6 +128,11 @@ impl Report {
         if moved > 0 {
             let _ = writeln!(out, "\n{moved} runs do not count: the CPUs moved meanwhile.");
         }
+        let bound = self.runs.iter().filter(|run| run.generator_idle < 0.1).count();
+        if bound > 0 {
+            let _ =
+                writeln!(out, "\n{bound} runs were limited by the generator, not by the switch.");
+        }
         out
     }
 }
@@ -148,7 +155,14 @@ mod tests {
     use super::*;
 
     fn run(switch: Switch, placement: Option<Placement>, rate: f64) -> Run {
-        Run { round: 1, switch, round_trip_ns: [60, 60], placement, frames_per_second: rate }
+        Run {
+            round: 1,
+            switch,
+            round_trip_ns: [60, 60],
+            placement,
+            frames_per_second: rate,
+            generator_idle: 0.9,
+        }
     }
 
     fn setting() -> Setting {

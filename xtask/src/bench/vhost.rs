@@ -1,13 +1,15 @@
 //! `cargo xtask bench vhost`: two switches in turns, each between two ports of one light generator.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use netns_tests::frontend::load::Rate;
 use netns_tests::frontend::placement::Placement;
+use netns_tests::process::Process;
+use netns_tests::record;
 
 use super::hugepages::Hugepages;
 use super::ovs::{self, Ovs};
@@ -44,7 +46,11 @@ pub(super) fn run(options: &VhostOptions) -> anyhow::Result<()> {
                 None => "the CPUs moved, does not count",
             };
             let rate = run.frames_per_second / 1e6;
-            eprintln!("         {rate:.2} Mpps, {place} ({:?} ns)", run.round_trip_ns);
+            eprintln!(
+                "         {rate:.2} Mpps, {place} ({:?} ns), generator waits {:.0} %",
+                run.round_trip_ns,
+                run.generator_idle * 100.0
+            );
             runs.push(run);
         }
     }
@@ -53,7 +59,7 @@ pub(super) fn run(options: &VhostOptions) -> anyhow::Result<()> {
         Output::Table => print!("{}", report.table()),
         Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
     }
-    netns_tests::record::run().finish();
+    record::run().finish();
     Ok(())
 }
 
@@ -100,29 +106,26 @@ fn measure(
         round_trip_ns: [nanos(before), nanos(after)],
         placement: (placement == Placement::of(after)).then_some(placement),
         frames_per_second: rate.frames_per_second,
+        generator_idle: rate.idle,
     })
 }
 
 fn load(programs: &Path, options: &VhostOptions, sockets: &[PathBuf; 2]) -> anyhow::Result<Rate> {
-    // It ends by itself; a switch that hangs must not hang the benchmark.
-    let limit = format!("{:.0}", options.seconds + 40.0);
-    let mut command = Command::new("timeout");
-    command.arg(limit).arg(programs.join("vhost-load")).arg("run").args(sockets);
+    let dir = record::run().directory("load");
+    let answer = dir.join("rate.json");
+    let mut command = Command::new(programs.join("vhost-load"));
+    command.arg("run").args(sockets).stdin(Stdio::null()).stdout(File::create(&answer)?);
     command.args(["--seconds", &options.seconds.to_string()]);
     command.args(["--bytes", &options.bytes.to_string()]);
     command.args(["--flows", &options.flows.to_string()]);
     if options.one_way {
         command.arg("--one-way");
     }
-    let output = command.stdin(Stdio::null()).output()?;
-    if !output.status.success() {
-        bail!(
-            "the generator failed ({}): {}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-    serde_json::from_slice(&output.stdout).context("the generator's answer")
+    let mut generator = Process::start("vhost-load", command, &dir)?;
+    // It ends by itself; a switch that hangs must not hang the benchmark.
+    let status = generator.wait(Duration::from_secs_f64(options.seconds + 40.0))?;
+    ensure!(status.success(), "the generator failed ({status}): {}", generator.log());
+    serde_json::from_slice(&fs::read(answer)?).context("the generator's answer")
 }
 
 fn round_trip(programs: &Path) -> anyhow::Result<Duration> {
