@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -42,10 +42,15 @@ pub(crate) struct Scene {
     daemon: Daemon,
     // The namespace outlives the daemon in it.
     _host: Arc<Netns>,
+    _alone: MutexGuard<'static, ()>,
 }
+
+/// One scene at a time: a probe of 1,000 frames per second wants a CPU now and then.
+static STAGE: Mutex<()> = Mutex::new(());
 
 impl Scene {
     pub(crate) fn new() -> anyhow::Result<Scene> {
+        let alone = STAGE.lock().unwrap_or_else(PoisonError::into_inner);
         let host = Arc::new(Netns::new("host")?);
         let daemon = Daemon::start(&host, "attacks", "")?;
         daemon.network("lan", NETWORK)?;
@@ -53,14 +58,24 @@ impl Scene {
             daemon.port("lan", name, &[])?.socket.context("a vhost-user port without a socket")
         };
         let nic = |name: &str, last: u8| -> anyhow::Result<Nic> {
-            Nic::connect(&socket(name)?, Options::new(MacAddr([2, 0, 0, 0, 0, last])))
+            // Room for what comes in a second, should this process not run.
+            let options = Options { ring: 1024, ..Options::new(MacAddr([2, 0, 0, 0, 0, last])) };
+            Nic::connect(&socket(name)?, options)
         };
         let (first, second) = (nic("first", 1)?, nic("second", 2)?);
         let friend = nic("friend", 3)?;
         let evil = socket("evil")?;
         let probe = Probe::start(first, second, RATE)?;
-        let mut scene =
-            Scene { friend, probe, evil, attacks: Vec::new(), descriptors: 0, daemon, _host: host };
+        let mut scene = Scene {
+            friend,
+            probe,
+            evil,
+            attacks: Vec::new(),
+            descriptors: 0,
+            daemon,
+            _host: host,
+            _alone: alone,
+        };
         scene.learn_friend()?;
         scene.descriptors = scene.open_descriptors()?;
         Ok(scene)
@@ -127,13 +142,22 @@ impl Scene {
         })?;
         self.daemon.process()?.check_alive()?;
         let (report, _first, _second) = self.probe.finish()?;
-        let blame = |number: &u64| {
-            let found = self.attacks.iter().find(|(_, range)| range.contains(number));
+        let blame = |number: u64| {
+            let found = self.attacks.iter().find(|(_, range)| range.contains(&number));
             found.map_or("between attacks", |(name, _)| name.as_str()).to_owned()
         };
-        let lost: Vec<(u64, String)> =
-            report.lost.iter().map(|number| (*number, blame(number))).collect();
-        ensure!(lost.is_empty(), "{} of {} frames lost: {lost:?}", lost.len(), report.sent);
+        let lost: Vec<_> =
+            report.lost_ranges().into_iter().map(|range| (blame(*range.start()), range)).collect();
+        let drops: [PortStats; 2] = [
+            self.daemon.json(&["port-stats", "first"])?,
+            self.daemon.json(&["port-stats", "second"])?,
+        ];
+        ensure!(
+            lost.is_empty(),
+            "{} of {} frames lost: {lost:?}\nthe probe's ports: {drops:?}",
+            report.lost.len(),
+            report.sent
+        );
         ensure!(report.duplicates == 0 && report.reordered == 0, "{report:?}");
         ensure!(report.sent > 0);
         Ok(())
