@@ -17,7 +17,7 @@ pub(crate) fn dist() -> anyhow::Result<()> {
         let completions = dist.join("completions");
         fs::create_dir_all(&completions)?;
         for shell in ["bash", "zsh", "fish"] {
-            let script = quiet(Command::new(&netctl).env("COMPLETE", shell))?;
+            let script = quiet(Command::new(&netctl).args(["completion", shell]))?;
             fs::write(completions.join(format!("netctl.{shell}")), script)?;
         }
         Ok(())
