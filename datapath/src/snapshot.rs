@@ -55,6 +55,8 @@ pub(crate) struct Port {
     pub(crate) id: Uuid,
     pub(crate) bridge: Arc<Bridge>,
     pub(crate) device: Device,
+    /// Bytes of the longest frame that may leave on the port, unless it is to be segmented.
+    pub(crate) longest: usize,
     /// By worker. The same in every snapshot.
     pub(crate) counters: Arc<[Counters]>,
 }

@@ -103,6 +103,20 @@ fn a_frame_larger_than_the_only_buffer_is_dropped_and_the_next_arrives() {
 }
 
 #[test]
+fn a_frame_longer_than_the_mtu_is_dropped() {
+    let ports = [PortOptions { mtu: 1500, ..PortOptions::default() }, PortOptions::default()];
+    let bench = Bench::with(Config::default(), BridgeSpec::default(), &ports);
+    let options = Options::new(mac(0));
+    let (mut a, mut b) = pair(&bench, &options, &options);
+    // Room for one tag.
+    exchange(&mut a, &mut b, [1514, 1518]);
+    b.send(&frame(a.mac, b.mac, 1519, 1));
+    assert!(eventually(|| bench.drops(0, DropReason::TooLong) == 1));
+    a.send(&frame(b.mac, a.mac, 9000, 1));
+    assert_eq!(b.recv().unwrap().1.len(), 9000);
+}
+
+#[test]
 fn a_full_ring_drops_with_its_reason_and_recovers() {
     let bench = Bench::new(2);
     let options = Options { rx_size: 16, ..Options::new(mac(0)) };

@@ -246,6 +246,19 @@ fn memory_that_is_cut_short_under_traffic_ends_only_its_port() {
 }
 
 #[test]
+fn memory_that_is_gone_is_noticed_even_if_nothing_is_offered() {
+    for _ in 0..20 {
+        let a = Attack::new((1 << 29) | (1 << 15));
+        rustix::fs::ftruncate(&*a.attacker.file, 0).unwrap();
+        a.attacker.rings[1].kick.write(1).unwrap();
+        a.bench.wait_state(0, PortState::Quarantined);
+        let status = a.bench.datapath.port_status(a.bench.id(0)).unwrap();
+        assert!(status.reason.unwrap().contains("cut short"));
+        a.finish();
+    }
+}
+
+#[test]
 fn memory_tables_that_make_no_sense_are_refused() {
     let mut a = Attack::new(1 << 29);
     let good = a.attacker.region();

@@ -203,7 +203,7 @@ impl Datapath {
         self.add_static_entry(&model, bridge, index, &config)?;
         let workers = self.0.shared.epochs.workers();
         let counters = (0..workers).map(|_| Counters::default()).collect();
-        model.ports.insert(id, PortEntry { index, bridge, config, device, counters });
+        model.ports.insert(id, PortEntry { index, bridge, config, device, mtu, counters });
         model.rebuild(bridge);
         let state = if new_vhost.is_some() { PortState::Listening } else { PortState::Up };
         self.0.status.add(id, state);

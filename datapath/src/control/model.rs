@@ -10,6 +10,9 @@ use crate::BridgeSpec;
 use crate::counters::Counters;
 use crate::snapshot::{Device, Port, Snapshot};
 
+/// What every IPv4 host must take (RFC 791 §3.1 says 68 for links; hosts take 576).
+const MIN_MTU: usize = 576;
+
 #[derive(Debug)]
 pub(super) struct BridgeEntry {
     pub(super) spec: BridgeSpec,
@@ -23,6 +26,7 @@ pub(super) struct PortEntry {
     pub(super) bridge: Uuid,
     pub(super) config: PortConfig,
     pub(super) device: Device,
+    pub(super) mtu: u32,
     pub(super) counters: Arc<[Counters]>,
 }
 
@@ -88,6 +92,8 @@ impl Model {
                 id,
                 bridge,
                 device: port.device.clone(),
+                // Ethernet header and one tag.
+                longest: usize::try_from(port.mtu).map_or(usize::MAX, |mtu| mtu.max(MIN_MTU) + 18),
                 counters: Arc::clone(&port.counters),
             }))
         }))

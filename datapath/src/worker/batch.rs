@@ -1,6 +1,6 @@
 //! The frames of one burst, wherever they came from.
 
-use switch::{PortIndex, WINDOW_LEN};
+use switch::{DropReason, PortIndex, WINDOW_LEN};
 use virtio_ring::{Chains, Cursor, GuestMemory};
 
 use crate::offload::Offload;
@@ -66,10 +66,12 @@ pub(crate) struct Meta {
     /// Bytes, without the virtio header.
     pub(crate) len: u32,
     pub(crate) offload: Offload,
+    /// Why it is no frame; nothing else holds then.
+    pub(crate) refused: Option<DropReason>,
 }
 
 impl Meta {
-    pub(crate) const NONE: Self = Self { len: 0, offload: Offload::NONE };
+    pub(crate) const NONE: Self = Self { len: 0, offload: Offload::NONE, refused: None };
 }
 
 /// Where the bytes of a burst's frames are.

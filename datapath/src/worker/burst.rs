@@ -2,6 +2,7 @@
 
 use std::io;
 
+use rustix::io::Errno;
 use switch::{DropReason, Verdict};
 use virtio_ring::{ChainBuf, ChainError, Chains, Cursor, Direction, Limit, MAX_BURST};
 use wire::VirtioNetHdr;
@@ -89,11 +90,13 @@ impl Buffers {
         let mut done = taken.len();
         if *enabled {
             look(taken, *hdr_len, windows, metas);
-            check(taken, *hdr_len, *accept, windows, metas, counters);
+            check(taken, *hdr_len, *accept, windows, metas);
             let (windows, metas) = (&windows[..], &metas[..taken.len()]);
             let bytes = Bytes::Guest { windows, chains: taken, memory, hdr_len: *hdr_len };
             let batch = Batch { ingress: port.index, metas, bytes };
             done = forward(context, port, &batch, outputs, storage);
+            // The rest comes again with the next burst.
+            count(&metas[..done], counters);
         } else {
             // A disabled ring's frames are consumed and discarded.
             counters.drop(DropReason::PortDown, taken.len() as u64);
@@ -124,7 +127,8 @@ impl Buffers {
         let mut n = 0;
         {
             let Some(mut queue) = kernel.try_queue(queue) else { return 0 };
-            while n < KERNEL_BURST {
+            // Frames that are refused count too: whoever sends only those must not keep the worker here.
+            for _ in 0..KERNEL_BURST {
                 let mut header = VirtioNetHdr::default();
                 let buffer = owned[n].bytes_mut();
                 match queue.recv(&mut header, buffer) {
@@ -133,25 +137,31 @@ impl Buffers {
                         match validate(&header, window, len, OffloadSet::ALL) {
                             Ok(offload) => {
                                 // Not above MAX_FRAME.
-                                metas[n] = Meta { len: u32::try_from(len).unwrap_or(0), offload };
-                                counters.rx_packets.add(1);
-                                counters.rx_bytes.add(len as u64);
+                                let len = u32::try_from(len).unwrap_or(0);
+                                metas[n] = Meta { len, offload, refused: None };
                                 n += 1;
                             }
                             Err(reason) => counters.drop(reason, 1),
                         }
                     }
                     Ok(len) => counters.drop(refusal(None, len), 1),
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                        counters.drop(DropReason::TooLong, 1);
-                    }
-                    // A packet socket says once that its interface went down; an interface can come back.
-                    Err(error) if error.raw_os_error() == Some(libc::ENETDOWN) => break,
-                    Err(_) => {
-                        context.gone(port, kernel);
-                        break;
-                    }
+                    Err(error) => match Errno::from_io_error(&error) {
+                        Some(Errno::AGAIN) => break,
+                        Some(Errno::BADFD | Errno::NODEV | Errno::NXIO) => {
+                            context.gone(port, kernel);
+                            break;
+                        }
+                        // Longer than any frame, or of a kind that has no virtio header.
+                        None if error.kind() == io::ErrorKind::InvalidData => {
+                            counters.drop(DropReason::TooLong, 1);
+                        }
+                        // A packet socket says once that its interface went down; it can come back.
+                        Some(Errno::NETDOWN) => break,
+                        _ => {
+                            counters.drop(DropReason::IoError, 1);
+                            break;
+                        }
+                    },
                 }
             }
         }
@@ -159,6 +169,7 @@ impl Buffers {
             let bytes = Bytes::Owned(&owned[..n]);
             let batch = Batch { ingress: port.index, metas: &metas[..n], bytes };
             forward(context, port, &batch, outputs, storage);
+            count(&metas[..n], counters);
         }
         n
     }
@@ -178,7 +189,7 @@ impl Buffers {
             return;
         };
         let len = u32::try_from(frame.len()).unwrap_or(0);
-        let metas = [Meta { len, offload: Offload::NONE }];
+        let metas = [Meta { len, ..Meta::NONE }];
         let batch = Batch { ingress: from.index, metas: &metas, bytes: Bytes::Single(frame) };
         send(context, from, port, &batch, &[Job::SINGLE], &mut self.storage);
     }
@@ -209,7 +220,7 @@ fn look(
     }
 }
 
-/// Sorts out what is no frame (its length becomes 0) and turns each virtio header into what is left to do.
+/// Sorts out what is no frame and turns each virtio header into what is left to do.
 #[inline]
 fn check(
     taken: Chains<'_, '_>,
@@ -217,39 +228,37 @@ fn check(
     accept: OffloadSet,
     windows: &[Window; MAX_BURST],
     metas: &mut [Meta; MAX_BURST],
-    counters: &Counters,
 ) {
-    let (mut packets, mut bytes) = (0, 0);
     for (chain, (window, meta)) in taken.as_slice().iter().zip(windows.iter().zip(metas)) {
         let len = meta.len as usize;
-        let refused = if chain.error.is_some() || !(MIN_FRAME..=MAX_FRAME).contains(&len) {
-            Some(refusal(chain.error, len))
-        } else {
-            let header = window.header(hdr_len);
-            // All zero but the last field, which a driver need not set: nothing to do, as nearly always.
-            if header[..10] == [0; 10] {
-                meta.offload = Offload::NONE;
-                None
-            } else {
-                let header = VirtioNetHdr::read_from_bytes(&header).unwrap_or_default();
-                match validate(&header, window.frame(len), len, accept) {
-                    Ok(offload) => {
-                        meta.offload = offload;
-                        None
-                    }
-                    Err(reason) => Some(reason),
-                }
+        (meta.offload, meta.refused) = (Offload::NONE, None);
+        if chain.error.is_some() || !(MIN_FRAME..=MAX_FRAME).contains(&len) {
+            meta.refused = Some(refusal(chain.error, len));
+            continue;
+        }
+        let header = window.header(hdr_len);
+        // All zero but the last field, which a driver need not set: nothing to do, as nearly always.
+        if header[..10] != [0; 10] {
+            let header = VirtioNetHdr::read_from_bytes(&header).unwrap_or_default();
+            match validate(&header, window.frame(len), len, accept) {
+                Ok(offload) => meta.offload = offload,
+                Err(reason) => meta.refused = Some(reason),
             }
-        };
-        match refused {
+        }
+    }
+}
+
+/// Counts what was taken from a port.
+#[inline]
+fn count(metas: &[Meta], counters: &Counters) {
+    let (mut packets, mut bytes) = (0, 0);
+    for meta in metas {
+        match meta.refused {
             None => {
                 packets += 1;
-                bytes += len as u64;
+                bytes += u64::from(meta.len);
             }
-            Some(reason) => {
-                counters.drop(reason, 1);
-                meta.len = 0;
-            }
+            Some(reason) => counters.drop(reason, 1),
         }
     }
     counters.rx_packets.add(packets);
@@ -286,7 +295,7 @@ fn forward(
             break;
         }
         done += 1;
-        if meta.len == 0 {
+        if meta.refused.is_some() {
             continue;
         }
         let len = u64::from(meta.len);
@@ -315,6 +324,8 @@ fn forward(
                     let job = Job::keep(frame);
                     let vlan = decision.vlan;
                     to_internal::punt(context, batch, &job, port, vlan, engine, storage.linear());
+                } else {
+                    counters.drop(DropReason::PortGone, 1);
                 }
             }
             Verdict::Drop(reason) => counters.drop(reason, 1),
@@ -332,12 +343,14 @@ fn flush(
     outputs: &mut Outputs,
     storage: &mut Storage,
 ) {
-    if !batch.is_poisoned() {
-        for group in 0..outputs.groups() {
-            let (to, jobs) = outputs.group(group);
-            if let Some(port) = context.snapshot.port(to) {
-                send(context, from, port, batch, jobs, storage);
-            }
+    let poisoned = batch.is_poisoned();
+    let counters = &from.counters[context.worker];
+    for group in 0..outputs.groups() {
+        let (to, jobs) = outputs.group(group);
+        match context.snapshot.port(to) {
+            _ if poisoned => counters.drop(DropReason::GuestMemory, jobs.len() as u64),
+            Some(port) => send(context, from, port, batch, jobs, storage),
+            None => counters.drop(DropReason::PortGone, jobs.len() as u64),
         }
     }
     outputs.clear();

@@ -48,6 +48,8 @@ pub(crate) struct Poller {
     /// Positions of the rings that are polled.
     polled: Vec<usize>,
     timed: usize,
+    /// When those were last looked at.
+    timed_last: Instant,
     buffers: Buffers,
     start: Instant,
     clock: Instant,
@@ -74,6 +76,7 @@ impl Poller {
             engines: Vec::new(),
             polled: Vec::new(),
             timed: 0,
+            timed_last: start,
             buffers: Buffers::new(),
             start,
             clock: start,
@@ -110,6 +113,9 @@ impl Poller {
                 }
             } else if watched && round.is_multiple_of(ROUNDS) {
                 self.wait(&mut events, Some(Duration::ZERO));
+                if self.timed > 0 && self.clock.duration_since(self.timed_last) >= TICK {
+                    self.poll_timed();
+                }
             }
         }
     }
@@ -158,18 +164,21 @@ impl Poller {
             return false;
         };
         if let Some(live) = guard.as_mut().filter(|_| !vhost.is_quarantined()) {
-            match live.ring.arm() {
-                Ok(false) => {}
+            let fault = match live.ring.arm() {
+                // A ring whose memory is gone is empty or makes no sense.
+                _ if live.memory.is_poisoned() => Some(Fault::Memory),
+                Ok(false) => None,
                 Ok(true) => {
                     live.ring.suppress_kicks();
                     return false;
                 }
-                Err(error) => {
-                    drop(guard);
-                    let Self { snapshot, shared, .. } = &*self;
-                    let context = Context { worker: self.id, snapshot, shared, now: self.now };
-                    context.quarantine(port, vhost, &Fault::Ring(error));
-                }
+                Err(error) => Some(Fault::Ring(error)),
+            };
+            drop(guard);
+            if let Some(fault) = fault {
+                let Self { snapshot, shared, .. } = &*self;
+                let context = Context { worker: self.id, snapshot, shared, now: self.now };
+                context.quarantine(port, vhost, &fault);
             }
         }
         self.rings[at].state = State::Armed;
@@ -218,6 +227,7 @@ impl Poller {
     }
 
     fn poll_timed(&mut self) {
+        self.timed_last = self.clock;
         for at in 0..self.rings.len() {
             if self.rings[at].state == State::Timed {
                 self.wake_ring(at, false);

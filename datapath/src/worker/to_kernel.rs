@@ -30,41 +30,12 @@ pub(crate) fn deliver(
     for job in jobs {
         let mut tag = [0; 4];
         let shaped = shape(batch, job, &mut tag);
-        let (offload, len) = (shaped.offload, shaped.len);
-        let pieces = shaped.parts.len() + 1 + shaped.tail.parts().1.len();
-        let result = if offload.fits(OffloadSet::KERNEL_TAKES) && pieces <= MAX_PIECES {
-            send(&mut queue, &shaped)
+        let result = if shaped.len > port.longest && !shaped.offload.is_gso() {
+            Err(DropReason::TooLong)
         } else {
-            let frame = linearize(&shaped, linear);
-            if offload.fits(OffloadSet::KERNEL_TAKES) {
-                let shaped = Shaped { offload, ..Shaped::private([frame, &[], &[]]) };
-                send(&mut queue, &shaped)
-            } else if offload.is_gso() {
-                let mut result = Ok(());
-                let segments = segment(frame, &offload, |headers, payload| {
-                    if let Err(reason) = send(&mut queue, &Shaped::private([headers, payload, &[]]))
-                    {
-                        result = Err(reason);
-                    }
-                });
-                segments.map_err(|_| DropReason::SegmentationFailed).and(result)
-            } else {
-                complete_checksum(frame, &offload)
-                    .map_err(|_| DropReason::Malformed)
-                    .and_then(|()| send(&mut queue, &Shaped::private([frame, &[], &[]])))
-            }
+            deliver_one(&mut queue, counters, batch, &shaped, linear)
         };
-        account(counters, batch, result, len);
-    }
-}
-
-fn account(counters: &Counters, batch: &Batch<'_, '_>, result: Result<(), DropReason>, len: usize) {
-    match result {
-        Ok(()) => {
-            counters.tx_packets.add(1);
-            counters.tx_bytes.add(len as u64);
-        }
-        Err(reason) => {
+        if let Err(reason) = result {
             if reason == DropReason::GuestMemory {
                 batch.poison();
             }
@@ -73,7 +44,44 @@ fn account(counters: &Counters, batch: &Batch<'_, '_>, result: Result<(), DropRe
     }
 }
 
-fn send(queue: &mut KernelQueue, shaped: &Shaped<'_, '_>) -> Result<(), DropReason> {
+fn deliver_one(
+    queue: &mut KernelQueue,
+    counters: &Counters,
+    batch: &Batch<'_, '_>,
+    shaped: &Shaped<'_, '_>,
+    linear: &mut [u8],
+) -> Result<(), DropReason> {
+    let offload = shaped.offload;
+    let fits = offload.fits(OffloadSet::KERNEL_TAKES);
+    let pieces = shaped.parts.len() + 1 + shaped.tail.parts().1.len();
+    if fits && pieces <= MAX_PIECES {
+        return send(queue, counters, shaped);
+    }
+    let frame = linearize(shaped, linear);
+    if batch.is_poisoned() {
+        return Err(DropReason::GuestMemory);
+    }
+    if fits {
+        let shaped = Shaped { offload, ..Shaped::private([frame, &[], &[]]) };
+        send(queue, counters, &shaped)
+    } else if offload.is_gso() {
+        let segments = segment(frame, &offload, |headers, payload| {
+            if let Err(reason) = send(queue, counters, &Shaped::private([headers, payload, &[]])) {
+                counters.drop(reason, 1);
+            }
+        });
+        segments.map(drop).map_err(|_| DropReason::SegmentationFailed)
+    } else {
+        complete_checksum(frame, &offload).map_err(|_| DropReason::Malformed)?;
+        send(queue, counters, &Shaped::private([frame, &[], &[]]))
+    }
+}
+
+fn send(
+    queue: &mut KernelQueue,
+    counters: &Counters,
+    shaped: &Shaped<'_, '_>,
+) -> Result<(), DropReason> {
     const EMPTY: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
     let mut pieces = [EMPTY; MAX_PIECES];
     let mut n = 0;
@@ -95,5 +103,8 @@ fn send(queue: &mut KernelQueue, shaped: &Shaped<'_, '_>) -> Result<(), DropReas
     }
     // SAFETY: the private pieces are borrowed slices; the others are guest memory that the batch keeps mapped, where a
     // fault is an error of the call.
-    unsafe { queue.send(&shaped.offload.header(), &pieces[..n]) }
+    unsafe { queue.send(&shaped.offload.header(), &pieces[..n]) }?;
+    counters.tx_packets.add(1);
+    counters.tx_bytes.add(shaped.len as u64);
+    Ok(())
 }

@@ -114,9 +114,21 @@ fn deliver_queue(
         return;
     };
     let Storage { chains, linear } = storage;
-    let mut writer =
-        Writer { live, chains, batch, counters, packets: 0, bytes: 0, known_full: false };
+    let mut writer = Writer {
+        live,
+        chains,
+        batch,
+        counters,
+        longest: port.longest,
+        packets: 0,
+        bytes: 0,
+        known_full: false,
+    };
     let result = writer.all(jobs, linear).and_then(|()| writer.publish());
+    let result = result.map_err(|fault| {
+        // What is in memory that is gone makes no sense.
+        if writer.live.memory.is_poisoned() { Fault::Memory } else { fault }
+    });
     counters.tx_packets.add(writer.packets);
     counters.tx_bytes.add(writer.bytes);
     let call = if matches!(result, Ok(true)) { live.call.clone() } else { None };
@@ -136,6 +148,8 @@ struct Writer<'w, 'b, 'm> {
     chains: &'w mut ChainBuf,
     batch: &'w Batch<'b, 'm>,
     counters: &'w Counters,
+    /// Bytes of a frame that is not to be segmented.
+    longest: usize,
     packets: u64,
     bytes: u64,
     /// Waited for room in vain: the rest of the burst does not wait again.
@@ -151,7 +165,9 @@ impl Writer<'_, '_, '_> {
             next += 1;
             let mut tag = [0; 4];
             let shaped = shape(self.batch, job, &mut tag);
-            if shaped.offload.fits(self.live.accept) {
+            if shaped.len > self.longest && !shaped.offload.is_gso() {
+                self.counters.drop(DropReason::TooLong, 1);
+            } else if shaped.offload.fits(self.live.accept) {
                 self.frame(&shaped)?;
             } else {
                 let offload = shaped.offload;
@@ -180,7 +196,7 @@ impl Writer<'_, '_, '_> {
             let slices = chains.slices(chain);
             let fits = chain.len as usize >= len + PLAIN_HEADER.len();
             let (Some(first), true) = (slices.first(), fits) else { break };
-            if job.tag != TagOp::Keep || !meta.offload.is_none() {
+            if job.tag != TagOp::Keep || !meta.offload.is_none() || len > self.longest {
                 break;
             }
             let head = self.batch.head(frame);

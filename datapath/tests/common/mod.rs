@@ -35,11 +35,12 @@ pub(crate) struct PortOptions {
     pub(crate) vlan: VlanMode,
     pub(crate) isolated: bool,
     pub(crate) queue_pairs: u16,
+    pub(crate) mtu: u32,
 }
 
 impl Default for PortOptions {
     fn default() -> Self {
-        Self { vlan: VlanMode::transparent(), isolated: false, queue_pairs: 1 }
+        Self { vlan: VlanMode::transparent(), isolated: false, queue_pairs: 1, mtu: 65_535 }
     }
 }
 
@@ -63,7 +64,7 @@ impl Bench {
     pub(crate) fn add(&mut self, options: PortOptions) -> usize {
         let at = self.ports.len();
         let listener = UnixListener::bind(self.path(at)).unwrap();
-        let PortOptions { vlan, isolated, queue_pairs } = options;
+        let PortOptions { vlan, isolated, queue_pairs, mtu } = options;
         let id = Uuid::new_v4();
         self.datapath
             .add_port(PortSpec {
@@ -74,7 +75,7 @@ impl Bench {
                 role: Role::Guest,
                 vlan,
                 isolated,
-                mtu: 1500,
+                mtu,
                 io: PortIo::VhostUser { listener, queue_pairs },
             })
             .unwrap();

@@ -39,8 +39,7 @@ const PROTOCOL_FEATURES: u64 = protocol::MQ
     | protocol::BACKEND_REQ
     | protocol::CONFIGURE_MEM_SLOTS
     | protocol::RESET_DEVICE
-    | protocol::STATUS
-    | protocol::RARP;
+    | protocol::STATUS;
 
 /// What a port with this address and MTU offers. A zero address is left to the driver.
 pub(super) fn offer(mac: MacAddr, mtu: u32, queue_pairs: u16) -> Offer {
