@@ -290,6 +290,7 @@ fn counters_and_table_tell_what_happened() {
         a.send(&frame(b.mac, a.mac, 100, seed));
         b.recv().unwrap();
     }
+    assert!(eventually(|| bench.stats(0).rx_packets == 11));
     let (from, to) = (bench.stats(0), bench.stats(1));
     assert_eq!((from.rx_packets, from.rx_bytes), (11, 60 + 1000));
     assert!(eventually(|| bench.stats(1).tx_packets == 11));

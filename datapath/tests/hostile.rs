@@ -319,6 +319,24 @@ fn call_descriptors_that_would_block_do_not() {
     a.finish();
 }
 
+#[test]
+fn a_call_descriptor_that_is_made_to_block_again_ends_its_port() {
+    let mut a = Attack::new(1 << 15);
+    let full = vmm_sys_util::eventfd::EventFd::new(0).unwrap();
+    a.attacker.frontend.set_vring_call(0, &full).unwrap();
+    // SAFETY: the descriptor is open as long as `full`.
+    let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(&full)) };
+    rustix::fs::fcntl_setfl(fd, rustix::fs::OFlags::RDWR).unwrap();
+    full.write(u64::MAX - 2).unwrap();
+    // One more fits, the next blocks.
+    for seed in 0..3 {
+        a.neighbour.send(&frame(mac(0), mac(1), 60, seed));
+        assert!(eventually(|| a.bench.stats(1).rx_packets >= u64::from(seed) + 2));
+    }
+    a.expect_quarantine("block");
+    a.finish_with_a_new_frontend();
+}
+
 /// What was checked is what arrives, however often the sender rewrites it meanwhile.
 #[test]
 fn bytes_that_change_while_they_are_read_change_nothing() {

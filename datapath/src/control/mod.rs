@@ -30,7 +30,7 @@ use crate::port::tap::TapQueue;
 use crate::port::vhost_user::thread::{Command, NewPort, Thread};
 use crate::port::vhost_user::{MAX_PAIRS, VhostPort};
 use crate::snapshot::{Current, Device};
-use crate::worker::{Poller, Shared};
+use crate::worker::{Poller, Shared, Signal};
 use crate::{
     BridgeSpec, Config, Error, Event, FdbEntry, PortIo, PortSpec, PortState, PortStats, PortStatus,
 };
@@ -81,6 +81,7 @@ impl Datapath {
             notices,
             notify,
             spin,
+            signals: (0..workers.max(1)).map(|_| Signal::default()).collect(),
         });
         let status = Arc::new(StatusBoard::new(events));
         let datapath = Self(Arc::new(Inner {

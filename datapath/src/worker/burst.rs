@@ -62,31 +62,41 @@ impl Buffers {
         }
         let Some(mut guard) = vhost.tx(pair).and_then(|queue| queue.try_lock()) else { return 0 };
         let Some(live) = guard.as_mut() else { return 0 };
-        match self.drain(context, port, live) {
-            Ok(n) => n,
+        let drained = self.drain(context, port, live);
+        let call = if matches!(drained, Ok((_, true))) { live.call.clone() } else { None };
+        // Nobody waits for the ring because of a system call.
+        drop(guard);
+        if let Some(call) = call {
+            context.signal(port, &call);
+        }
+        match drained {
+            Ok((n, _)) => n,
             Err(fault) => {
-                drop(guard);
                 context.quarantine(port, vhost, &fault);
                 0
             }
         }
     }
 
+    /// How many chains were taken, and whether the driver must be signalled.
     #[inline]
     fn drain(
         &mut self,
         context: &Context<'_>,
         port: &Port,
         live: &mut Live,
-    ) -> Result<usize, Fault> {
+    ) -> Result<(usize, bool), Fault> {
         let Self { chains, windows, metas, outputs, storage, .. } = self;
         let counters = &port.counters[context.worker];
         let Live { ring, memory, hdr_len, accept, enabled, .. } = &mut *live;
         let limit = Limit { chains: MAX_BURST, bytes: MAX_BYTES };
-        let taken = ring.gather(memory, Direction::Readable, limit, chains).map_err(Fault::Ring)?;
-        if taken.is_empty() {
-            return Ok(0);
-        }
+        let taken = match ring.gather(memory, Direction::Readable, limit, chains) {
+            Ok(taken) if !taken.is_empty() => taken,
+            // A ring whose memory is gone is empty or makes no sense.
+            _ if memory.is_poisoned() => return Err(Fault::Memory),
+            Ok(_) => return Ok((0, false)),
+            Err(error) => return Err(Fault::Ring(error)),
+        };
         let mut done = taken.len();
         if *enabled {
             look(taken, *hdr_len, windows, metas);
@@ -108,10 +118,7 @@ impl Buffers {
         if memory.is_poisoned() {
             return Err(Fault::Memory);
         }
-        if ring.publish() {
-            live.signal();
-        }
-        Ok(done)
+        Ok((done, ring.publish()))
     }
 
     /// Takes a burst out of a TAP queue or packet socket. Returns how many frames there were.

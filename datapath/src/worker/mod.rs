@@ -17,15 +17,17 @@ mod to_kernel;
 mod to_vhost;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
+use switch::PortIndex;
 use uuid::Uuid;
 
 use crate::epoch::{Epochs, WakeFd};
 use crate::port::kernel::KernelPort;
 use crate::port::vhost_user::VhostPort;
+use crate::port::vhost_user::queue::Call;
 use crate::snapshot::{Current, Port, Snapshot};
 
 pub(crate) use poller::Poller;
@@ -42,7 +44,15 @@ pub(crate) struct Shared {
     pub(crate) notify: Arc<WakeFd>,
     /// How long a ring is polled after its last frame.
     pub(crate) spin: Duration,
+    /// What each worker writes a signal to; see [`Shared::signalling`].
+    pub(crate) signals: Box<[Signal]>,
 }
+
+/// A worker's signal in progress: the port's index + 1 in the low bits, 0 when there is none, and above them a
+/// number that differs between signals.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub(crate) struct Signal(AtomicU64);
 
 /// Something that a worker found.
 #[derive(Debug)]
@@ -56,6 +66,15 @@ pub(crate) enum Notice {
 impl Shared {
     pub(crate) fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
+    }
+
+    /// The signal that each worker is writing, and its port.
+    pub(crate) fn signalling(&self) -> impl Iterator<Item = (u64, Option<PortIndex>)> {
+        self.signals.iter().map(|signal| {
+            let signal = signal.0.load(Ordering::Relaxed);
+            let port = u16::try_from(signal & 0xffff).ok().and_then(|port| port.checked_sub(1));
+            (signal, port.map(PortIndex))
+        })
     }
 
     #[cold]
@@ -76,6 +95,16 @@ pub(crate) struct Context<'s> {
 }
 
 impl Context<'_> {
+    /// Tells a driver to look. A frontend that makes the descriptor block is found out by the vhost-user thread.
+    #[inline]
+    fn signal(&self, port: &Port, call: &Call) {
+        let signal = &self.shared.signals[self.worker].0;
+        let number = (signal.load(Ordering::Relaxed) >> 16) + 1;
+        signal.store(number << 16 | (u64::from(port.index.0) + 1), Ordering::Relaxed);
+        call.signal();
+        signal.store(number << 16, Ordering::Relaxed);
+    }
+
     #[cold]
     fn quarantine(&self, port: &Port, vhost: &VhostPort, fault: &Fault) {
         if vhost.quarantine(fault.to_string()) {

@@ -119,7 +119,8 @@ fn deliver_queue(
         chains,
         batch,
         counters,
-        longest: port.longest,
+        context,
+        port,
         packets: 0,
         bytes: 0,
         known_full: false,
@@ -135,7 +136,7 @@ fn deliver_queue(
     // Others may have the ring before the system call.
     drop(guard);
     if let Some(call) = call {
-        call.signal();
+        context.signal(port, &call);
     }
     if let Err(fault) = result {
         context.quarantine(port, vhost, &fault);
@@ -148,8 +149,8 @@ struct Writer<'w, 'b, 'm> {
     chains: &'w mut ChainBuf,
     batch: &'w Batch<'b, 'm>,
     counters: &'w Counters,
-    /// Bytes of a frame that is not to be segmented.
-    longest: usize,
+    context: &'w Context<'w>,
+    port: &'w Port,
     packets: u64,
     bytes: u64,
     /// Waited for room in vain: the rest of the burst does not wait again.
@@ -165,7 +166,7 @@ impl Writer<'_, '_, '_> {
             next += 1;
             let mut tag = [0; 4];
             let shaped = shape(self.batch, job, &mut tag);
-            if shaped.len > self.longest && !shaped.offload.is_gso() {
+            if shaped.len > self.port.longest && !shaped.offload.is_gso() {
                 self.counters.drop(DropReason::TooLong, 1);
             } else if shaped.offload.fits(self.live.accept) {
                 self.frame(&shaped)?;
@@ -196,7 +197,7 @@ impl Writer<'_, '_, '_> {
             let slices = chains.slices(chain);
             let fits = chain.len as usize >= len + PLAIN_HEADER.len();
             let (Some(first), true) = (slices.first(), fits) else { break };
-            if job.tag != TagOp::Keep || !meta.offload.is_none() || len > self.longest {
+            if job.tag != TagOp::Keep || !meta.offload.is_none() || len > self.port.longest {
                 break;
             }
             let head = self.batch.head(frame);
@@ -255,7 +256,7 @@ impl Writer<'_, '_, '_> {
             if self.publish()?
                 && let Some(call) = &self.live.call
             {
-                call.signal();
+                self.context.signal(self.port, call);
             }
             for _ in 0..FULL_TRIES {
                 std::hint::spin_loop();

@@ -8,8 +8,11 @@ use std::sync::Arc;
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat};
 use rustix::net::{SendFlags, send};
 
-/// An eventfd (QEMU, DPDK, vmm), a socket (User-mode Linux) or a pipe. Nothing else is accepted: a write to a file takes as long as
-/// its owner likes.
+/// An eventfd (QEMU, DPDK, netloom-vmm) or a socket (User-mode Linux). Nothing else is accepted: a write to a file takes
+/// as long as its owner likes.
+///
+/// The frontend shares an eventfd's flags and can make it block again behind our back; the vhost-user thread
+/// notices a worker that hangs in it, and frees it by [`unblock`](Self::unblock).
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
     fd: Arc<OwnedFd>,
@@ -30,6 +33,16 @@ impl Call {
         Ok(Self { fd: Arc::clone(fd), socket: kind == Kind::Socket })
     }
 
+    /// Ends a write that hangs: the counter is emptied, and the descriptor made non-blocking again.
+    pub(super) fn unblock(&self) {
+        if let Ok(flags) = fcntl_getfl(&self.fd) {
+            let _ = fcntl_setfl(&self.fd, flags | OFlags::NONBLOCK);
+            if !self.socket {
+                let _ = rustix::io::read(&self.fd, &mut [0; 8]);
+            }
+        }
+    }
+
     /// Full means that the driver has been told already, and other errors are its own.
     #[inline]
     pub(crate) fn signal(&self) {
@@ -45,15 +58,12 @@ impl Call {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Eventfd,
-    Pipe,
     Socket,
 }
 
 fn kind(fd: BorrowedFd<'_>) -> io::Result<Kind> {
-    match FileType::from_raw_mode(fstat(fd)?.st_mode) {
-        FileType::Fifo => return Ok(Kind::Pipe),
-        FileType::Socket => return Ok(Kind::Socket),
-        _ => {}
+    if FileType::from_raw_mode(fstat(fd)?.st_mode) == FileType::Socket {
+        return Ok(Kind::Socket);
     }
     let target = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
     if target.as_os_str() == "anon_inode:[eventfd]" {
@@ -61,7 +71,7 @@ fn kind(fd: BorrowedFd<'_>) -> io::Result<Kind> {
     } else {
         Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            format!("{} is neither an eventfd, a pipe nor a socket", target.display()),
+            format!("{} is neither an eventfd nor a socket", target.display()),
         ))
     }
 }

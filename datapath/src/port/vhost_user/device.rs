@@ -163,6 +163,15 @@ impl DeviceState {
         Ok(())
     }
 
+    /// Frees workers that hang in a call descriptor of this device.
+    pub(super) fn unblock(told: &Told) {
+        for call in told.vrings.iter().filter_map(|vring| vring.call.as_ref()) {
+            if let Ok(call) = Call::new(call) {
+                call.unblock();
+            }
+        }
+    }
+
     /// A worker has put the port into quarantine: takes its rings away until the frontend begins anew.
     pub(super) fn break_off(&mut self, told: &Told) -> Result<(), Busy> {
         self.broken = true;
@@ -281,10 +290,11 @@ impl DeviceState {
             }
         }
         // A new call descriptor may have missed the last signal.
-        if let Some(live) = guard.as_ref().filter(|_| !is_new) {
-            live.signal();
-        }
+        let call = guard.as_ref().filter(|_| !is_new).and_then(|live| live.call.clone());
         drop(guard);
+        if let Some(call) = call {
+            call.signal();
+        }
         let kick_changed = self.built[at].as_ref().is_none_or(|built| {
             built.kick.as_ref().map(Arc::as_ptr) != vring.kick.as_ref().map(Arc::as_ptr)
         });

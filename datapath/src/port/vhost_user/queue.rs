@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use virtio_ring::{GuestMemory, SplitRing};
 
-use super::call::Call;
+pub(crate) use super::call::Call;
 use crate::offload::OffloadSet;
 
 /// A ring in use, with everything that a burst needs of it.
@@ -24,16 +24,6 @@ pub(crate) struct Live {
     pub(crate) mergeable: bool,
     /// Bytes of the virtio header: 12, or 10 for a legacy driver without mergeable buffers.
     pub(crate) hdr_len: usize,
-}
-
-impl Live {
-    /// Tells the driver to look.
-    #[inline]
-    pub(crate) fn signal(&self) {
-        if let Some(call) = &self.call {
-            call.signal();
-        }
-    }
 }
 
 /// One ring's place. Whoever touches the ring holds the lock.

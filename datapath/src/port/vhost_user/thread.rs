@@ -18,6 +18,7 @@ use wire::MacAddr;
 
 use super::config_space;
 use super::connection::{Connection, End, Wait};
+use super::device::DeviceState;
 use super::queue::VhostPort;
 use crate::control::status::StatusBoard;
 use crate::worker::{Notice, Shared};
@@ -43,8 +44,10 @@ pub(crate) struct NewPort {
 
 /// How soon a connection that waits for a worker is looked at again.
 const SOON: Duration = Duration::from_micros(500);
-/// Housekeeping.
-const TICK: Duration = Duration::from_secs(1);
+/// Between two looks at whether a worker hangs in a signal.
+const TICK: Duration = Duration::from_millis(100);
+/// Ticks between two rounds of housekeeping.
+const HOUSEKEEPING: u32 = 10;
 /// After accept(2) failed, as it does without descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -83,6 +86,8 @@ pub(crate) struct Thread {
     endpoints: HashMap<u64, Endpoint>,
     next_key: u64,
     start: Instant,
+    /// Each worker's signal at the last tick.
+    signals: Vec<u64>,
 }
 
 impl Thread {
@@ -99,13 +104,25 @@ impl Thread {
         let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
         epoll::add(&epoll, shared.notify.as_fd(), epoll::EventData::new_u64(WAKE), flags)?;
         let endpoints = HashMap::new();
-        Ok(Self { shared, commands, notices, status, epoll, endpoints, next_key: 0, start })
+        let signals = vec![0; shared.signals.len()];
+        Ok(Self {
+            shared,
+            commands,
+            notices,
+            status,
+            epoll,
+            endpoints,
+            next_key: 0,
+            start,
+            signals,
+        })
     }
 
     /// Works until the datapath stops.
     pub(crate) fn run(mut self) {
         let mut events = Vec::with_capacity(64);
         let mut next_tick = Instant::now() + TICK;
+        let mut ticks = 0;
         while !self.shared.stopped() {
             let now = Instant::now();
             let soon = self.endpoints.values().any(|e| e.soon || e.leaving.is_some());
@@ -134,7 +151,12 @@ impl Thread {
             }
             if Instant::now() >= next_tick {
                 next_tick = Instant::now() + TICK;
-                self.housekeeping();
+                self.free_workers();
+                ticks += 1;
+                if ticks == HOUSEKEEPING {
+                    ticks = 0;
+                    self.housekeeping();
+                }
             }
         }
     }
@@ -184,6 +206,8 @@ impl Thread {
                         let _ = epoll::delete(&self.epoll, &connection.stream);
                         // The port leaves the configuration anyway: here a worker's burst is waited for.
                         while connection.device.remove_all(connection.session.device()).is_err() {
+                            self.free_workers();
+                            DeviceState::unblock(connection.session.device());
                             std::thread::yield_now();
                         }
                     }
@@ -412,6 +436,27 @@ impl Thread {
         let queue_pairs = u16::try_from(endpoint.vhost.rx_active()).unwrap_or(0);
         let features = told.features;
         self.status.put(endpoint.id, PortStatus { state, reason, features, queue_pairs });
+    }
+
+    /// A worker that writes the same signal at two ticks hangs: the frontend has made its call descriptor block.
+    fn free_workers(&mut self) {
+        let signals: Vec<_> = self.shared.signalling().collect();
+        for (worker, (signal, port)) in signals.into_iter().enumerate() {
+            let before = std::mem::replace(&mut self.signals[worker], signal);
+            let Some(port) = port.filter(|_| signal == before) else { continue };
+            let snapshot = self.shared.current.load_full();
+            let Some(id) = snapshot.port(port).map(|port| port.id) else { continue };
+            let found = self.endpoints.values().find(|endpoint| endpoint.id == id);
+            let Some(endpoint) = found else { continue };
+            let connections = [&endpoint.connection, &endpoint.leaving];
+            for connection in connections.into_iter().flatten() {
+                DeviceState::unblock(connection.session.device());
+            }
+            let reason = "the frontend made a call descriptor block".to_owned();
+            if endpoint.vhost.quarantine(reason) {
+                self.notice(&Notice::Fault(id));
+            }
+        }
     }
 
     /// Ages the forwarding tables, and looks after frontends that do not read their answers.
