@@ -148,6 +148,10 @@ impl Scene {
         };
         let lost: Vec<_> =
             report.lost_ranges().into_iter().map(|range| (blame(*range.start()), range)).collect();
+        println!(
+            "the probe: {} frames, slowest {:?}, receiver blind for {:?}",
+            report.sent, report.slowest, report.blind
+        );
         let drops: [PortStats; 2] = [
             self.daemon.json(&["port-stats", "first"])?,
             self.daemon.json(&["port-stats", "second"])?,
