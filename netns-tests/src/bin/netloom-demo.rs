@@ -43,13 +43,13 @@ fn demo(show: &mut Show) -> anyhow::Result<()> {
     show.title("Everything is taken down");
     show.step("vswitchd --teardown", || daemon.teardown())?;
     drop(daemon);
-    show.step("`host` is as it was", || {
-        unchanged(&host_before, &Snapshot::namespace(&host)?, "the namespace `host`")
-    })?;
+    let host_after = Snapshot::namespace(&host)?;
+    show.output(&difference("`host`", &host_before, &host_after));
+    show.step("`host` is as it was", || unchanged(&host_before, &host_after))?;
     drop((web, dns, inet, host));
-    show.step("the machine is as it was", || {
-        unchanged(&machine_before, &Snapshot::machine()?, "the machine")
-    })
+    let machine_after = Snapshot::machine()?;
+    show.output(&difference("the machine", &machine_before, &machine_after));
+    show.step("the machine is as it was", || unchanged(&machine_before, &machine_after))
 }
 
 /// Networks, guests, and what they can do; all guests are gone when it returns.
@@ -167,9 +167,15 @@ fn networks(show: &mut Show, daemon: &mut Daemon, web: &Web) -> anyhow::Result<(
     })
 }
 
-fn unchanged(before: &Snapshot, after: &Snapshot, what: &str) -> anyhow::Result<()> {
-    let difference = before.difference(after);
-    ensure!(difference.is_empty(), "{what} is not as it was:\n{}", difference.join("\n"));
+/// Links, addresses, routes, rules, sockets, namespaces, mounts, hugepages, processes.
+fn difference(what: &str, before: &Snapshot, after: &Snapshot) -> String {
+    let lines = before.difference(after);
+    let list = if lines.is_empty() { "none".to_owned() } else { format!("\n{}", lines.join("\n")) };
+    format!("{what}: {} things before, {} after, difference: {list}", before.len(), after.len())
+}
+
+fn unchanged(before: &Snapshot, after: &Snapshot) -> anyhow::Result<()> {
+    ensure!(before == after, "something was left or is missing; the difference is above");
     Ok(())
 }
 
