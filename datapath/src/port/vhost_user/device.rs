@@ -268,10 +268,12 @@ impl DeviceState {
         } else {
             OffloadSet::driver_leaves(told.features)
         };
+        // With the last ring of old memory the memory is unmapped: after the lock is free again.
+        let mut old = None;
         match ring {
             Some(Ok(mut ring)) => {
                 ring.suppress_kicks();
-                *guard = Some(Live {
+                old = guard.replace(Live {
                     ring,
                     memory,
                     call,
@@ -292,6 +294,7 @@ impl DeviceState {
         // A new call descriptor may have missed the last signal.
         let call = guard.as_ref().filter(|_| !is_new).and_then(|live| live.call.clone());
         drop(guard);
+        drop(old);
         if let Some(call) = call {
             call.signal();
         }
