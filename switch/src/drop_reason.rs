@@ -43,8 +43,6 @@ drop_reasons! {
     TooShort = "too-short",
     /// The frame is longer than the port's MTU and headers, or than what a segmented frame may have.
     TooLong = "too-long",
-    /// The virtio header is shorter than it must be or has values that no header may have.
-    MalformedHeader = "malformed-header",
     /// The virtio header asks for a checksum or segmentation that was not negotiated or does not fit the frame.
     BadOffload = "bad-offload",
     /// A protocol header that had to be read is cut short or contradicts the frame's length.
@@ -94,10 +92,6 @@ drop_reasons! {
 
     // What the datapath ran out of.
 
-    /// The worker's pool of frame buffers is empty.
-    PoolExhausted = "pool-exhausted",
-    /// The port uses up its share of the worker's frame buffers.
-    PoolQuota = "pool-quota",
     /// The frame would have to be cut into segments, which failed.
     SegmentationFailed = "segmentation-failed",
     /// The port was taken out of service after an attack on its memory or rings.

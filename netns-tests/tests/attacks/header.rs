@@ -14,7 +14,7 @@ use crate::scene::{EVIL, FRIEND, Scene, Trace};
 
 const AT: usize = Attacker::BUFFERS;
 const OTHER: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
-const LIE: Trace = Trace::Drops(&["bad-offload", "malformed-header", "malformed"]);
+const LIE: Trace = Trace::Drops(&["bad-offload", "malformed"]);
 
 fn header(flags: u8, gso_type: u8, numbers: [u16; 4]) -> VirtioNetHdr {
     let [hdr_len, gso_size, csum_start, csum_offset] = numbers.map(Into::into);

@@ -8,7 +8,7 @@ const AT: usize = Attacker::BUFFERS;
 const TABLE: usize = Attacker::BUFFERS + 0x10_0000;
 const BAD: Trace = Trace::Drops(&["bad-descriptor"]);
 const OUTSIDE: Trace = Trace::Drops(&["guest-memory"]);
-const HEADER: Trace = Trace::Drops(&["malformed-header", "too-short"]);
+const HEADER: Trace = Trace::Drops(&["too-short"]);
 const UNUSABLE: Trace = Trace::Quarantined("receive buffer");
 const BROKEN: Trace = Trace::Quarantined("avail");
 
