@@ -15,21 +15,23 @@
 //!   anonymous memory in the region's place and marks it; [`GuestMemory::is_poisoned`] must be asked before
 //!   anything that was read from it is published.
 //!
-//! Used entries are collected in private memory and published with one index store ([`SplitRing::publish`]), in the order of
-//! [`SplitRing::complete`]. Nothing here allocates, locks or makes a system call per frame.
+//! Used entries are collected in private memory and published with one index store ([`Ring::publish`]), in the order of
+//! [`Ring::complete`]. Nothing here allocates, locks or makes a system call per frame.
 
 mod chain;
 mod copy;
 mod cursor;
+mod descriptor;
 mod memory;
 mod poison;
 mod region;
 mod ring;
 mod slice;
+mod split;
 
 pub use chain::{Chain, ChainBuf, ChainError, Chains, Direction, MAX_BURST, MAX_CHAIN};
 pub use cursor::Cursor;
 pub use memory::GuestMemory;
 pub use region::{MappedRegion, MemoryError, RegionSpec};
-pub use ring::{Limit, Mark, RingConfig, RingError, SplitRing};
+pub use ring::{Limit, Mark, Ring, RingConfig, RingError};
 pub use slice::GuestSlice;

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 
 use common::{Driver, F_INDIRECT, F_NEXT, F_WRITE, GUEST, Guest};
 use proptest::prelude::*;
-use virtio_ring::{ChainBuf, Cursor, Direction, Limit, SplitRing};
+use virtio_ring::{ChainBuf, Cursor, Direction, Limit, Ring};
 
 const MEMORY: u64 = 1 << 20;
 /// Each chain's buffers, and its indirect table behind them.
@@ -44,7 +44,7 @@ struct Offered {
 fn run(steps: Vec<Step>, size: u16, start: u16, event_idx: bool, write: bool, regions: u64) {
     let mut driver = Driver::new(Guest::new(MEMORY), size, start);
     let memory = driver.guest.map(regions);
-    let mut ring = SplitRing::new(&memory, &driver.config(event_idx, true)).unwrap();
+    let mut ring = Ring::new(&memory, &driver.config(event_idx, true)).unwrap();
     let mut buf = ChainBuf::new();
     // Chains that the driver has out, oldest first, and descriptors that it may use.
     let mut out: VecDeque<Offered> = VecDeque::new();
@@ -159,7 +159,7 @@ fn run(steps: Vec<Step>, size: u16, start: u16, event_idx: bool, write: bool, re
                 } else {
                     assert_eq!(signal, keep > 0);
                 }
-                assert_eq!(ring.next_index(), after);
+                assert_eq!(ring.next_index(), u32::from(after));
             }
             Step::Reap { ahead } => {
                 while let Some((head, len)) = driver.pop() {

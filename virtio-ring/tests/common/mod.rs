@@ -101,7 +101,7 @@ impl Driver {
             desc: USER + self.desc,
             avail: USER + self.avail,
             used: USER + self.used,
-            base: self.used_seen,
+            base: u32::from(self.used_seen),
             event_idx,
             indirect,
         }

@@ -6,7 +6,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use virtio_ring::{ChainBuf, Cursor, Direction, GuestMemory, Limit, RingError, SplitRing};
+use virtio_ring::{ChainBuf, Cursor, Direction, GuestMemory, Limit, Ring, RingError};
 
 use super::call::Call;
 
@@ -29,7 +29,7 @@ const MAX_ADDRESSES: u32 = 4096;
 
 #[derive(Debug)]
 pub(super) struct ControlQueue {
-    pub(super) ring: SplitRing,
+    pub(super) ring: Ring,
     pub(super) memory: Arc<GuestMemory>,
     pub(super) call: Option<Call>,
     pub(super) kick: Option<Arc<OwnedFd>>,
@@ -40,7 +40,7 @@ pub(super) struct ControlQueue {
 }
 
 impl ControlQueue {
-    pub(super) fn new(ring: SplitRing, memory: Arc<GuestMemory>, max_pairs: u16) -> Self {
+    pub(super) fn new(ring: Ring, memory: Arc<GuestMemory>, max_pairs: u16) -> Self {
         let chains = ChainBuf::new();
         Self { ring, memory, call: None, kick: None, chains, max_pairs, pairs: 1 }
     }

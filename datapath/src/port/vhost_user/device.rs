@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use vhost_user::features::virtio;
 use vhost_user::{Action, Device as Told, Outcome};
 use virtio_ring::{
-    GuestMemory, MappedRegion, MemoryError, RegionSpec, RingConfig, RingError, SplitRing,
+    GuestMemory, MappedRegion, MemoryError, RegionSpec, Ring, RingConfig, RingError,
 };
 
 use super::call::Call;
@@ -50,7 +50,7 @@ pub(super) struct DeviceState {
     regions: HashMap<[u64; 4], (Arc<OwnedFd>, Arc<MappedRegion>)>,
     built: Vec<Option<Built>>,
     /// Where stopped rings ended.
-    ended: Vec<Option<u16>>,
+    ended: Vec<Option<u32>>,
     control: Option<ControlQueue>,
     /// Which ring that is.
     control_at: usize,
@@ -140,7 +140,7 @@ impl DeviceState {
                 self.remove(at)?;
                 self.activate(told);
                 let base = told.vrings.get(at).map_or(0, |vring| vring.base);
-                let ended = self.ended.get_mut(at).and_then(Option::take).map_or(base, u32::from);
+                let ended = self.ended.get_mut(at).and_then(Option::take).unwrap_or(base);
                 return Ok(Ok(Outcome::VringBase(ended)));
             }
             Action::Reset => {
@@ -241,8 +241,7 @@ impl DeviceState {
             desc: addr.desc,
             avail: addr.avail,
             used: addr.used,
-            // Split rings have 16-bit indices, which the session has checked.
-            base: u16::try_from(vring.base).unwrap_or(0),
+            base: vring.base,
             event_idx: told.has(virtio::F_EVENT_IDX),
             indirect: told.has(virtio::F_INDIRECT_DESC),
         };
@@ -259,7 +258,7 @@ impl DeviceState {
                 None
             }
             Some((live, _)) => Some(live.ring.rebuild(&memory, &config)),
-            None => Some(SplitRing::new(&memory, &config)),
+            None => Some(Ring::new(&memory, &config)),
         };
         let is_new = ring.is_some();
         let receives = at.is_multiple_of(2);
@@ -327,7 +326,7 @@ impl DeviceState {
         let ring = match before {
             Some(control) if unchanged && Arc::ptr_eq(&control.memory, memory) => Ok(control.ring),
             Some(control) => control.ring.rebuild(memory, &config),
-            None => SplitRing::new(memory, &config),
+            None => Ring::new(memory, &config),
         };
         self.built[at] = None;
         let ring = ring.map_err(|error| DeviceError::Ring { ring: at, error })?;

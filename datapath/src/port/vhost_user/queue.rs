@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
-use virtio_ring::{GuestMemory, SplitRing};
+use virtio_ring::{GuestMemory, Ring};
 
 pub(crate) use super::call::Call;
 use crate::offload::OffloadSet;
@@ -12,7 +12,7 @@ use crate::offload::OffloadSet;
 /// A ring in use, with everything that a burst needs of it.
 #[derive(Debug)]
 pub(crate) struct Live {
-    pub(crate) ring: SplitRing,
+    pub(crate) ring: Ring,
     pub(crate) memory: Arc<GuestMemory>,
     /// Signals the driver; `None` when it polls.
     pub(crate) call: Option<Call>,
