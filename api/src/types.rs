@@ -49,6 +49,52 @@ pub struct Lease {
     pub port: Option<String>,
 }
 
+/// `GET /v1/networks/{network}/stats`: what the network's services have seen and done since they
+/// started. A service that the network does not have, or an inactive network's, is absent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NetworkStats {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dhcp4: Option<Dhcp4Stats>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns: Option<DnsStats>,
+}
+
+/// Messages of DHCPv4, by type (RFC 2131 §3), and those that got no answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Dhcp4Stats {
+    pub discovers: u64,
+    pub requests: u64,
+    pub declines: u64,
+    pub releases: u64,
+    pub informs: u64,
+    pub offers: u64,
+    pub acks: u64,
+    pub naks: u64,
+    /// Messages dropped, by reason; only reasons that occurred.
+    pub drops: BTreeMap<String, u64>,
+}
+
+/// Queries to the network's DNS, by what became of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DnsStats {
+    /// Messages received.
+    pub queries: u64,
+    /// Answered with an error for their form.
+    pub malformed: u64,
+    /// Answered from the network's own names.
+    pub local: u64,
+    /// Answered from the cache.
+    pub cached: u64,
+    /// Asked upstream, once for all clients that ask the same at the same time.
+    pub forwarded: u64,
+    /// Not for this server to answer.
+    pub refused: u64,
+    /// No upstream server gave an answer.
+    pub failed: u64,
+    /// Messages dropped, by reason; only reasons that occurred.
+    pub drops: BTreeMap<String, u64>,
+}
+
 /// What a port is on the outside.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "kind", rename_all = "kebab-case")]

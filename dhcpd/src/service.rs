@@ -104,8 +104,8 @@ impl Service {
 
     /// What the DHCP engine has seen and done.
     #[must_use]
-    pub fn dhcp4_counters(&self) -> Counters {
-        self.dhcp.as_ref().map(|dhcp| dhcp.shared.counters()).unwrap_or_default()
+    pub fn dhcp4_counters(&self) -> Option<Counters> {
+        self.dhcp.as_ref().map(|dhcp| dhcp.shared.counters())
     }
 
     /// What the DNS server has seen and done.

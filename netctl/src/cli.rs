@@ -106,6 +106,8 @@ pub(crate) enum Command {
         #[arg(long, value_name = "string", conflicts_with = "mac_positional")]
         mac: Option<String>,
     },
+    /// Show what DHCP and DNS of a network have answered and dropped
+    NetStats(Network),
 
     /// Add a port to a network: a vhost-user socket, unless another kind is given
     PortAdd(Box<PortAdd>),

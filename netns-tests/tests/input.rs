@@ -259,6 +259,21 @@ fn malformed_dhcp_and_dns_do_no_harm() -> anyhow::Result<()> {
     })?;
     let (report, ..) = probe.finish()?;
     assert!(report.sent > 0 && report.lost.is_empty(), "{report:?}");
+    // All of it is accounted for, by reason. What the switch itself refused is with the port.
+    let stats: api::NetworkStats = daemon.json(&["net-stats", "n"])?;
+    let (dhcp, dns) = (stats.dhcp4.context("no DHCP")?, stats.dns.context("no DNS")?);
+    for reason in ["truncated", "hardware-type", "malformed"] {
+        assert!(dhcp.drops.get(reason).is_some_and(|count| *count > 0), "{reason}: {dhcp:?}");
+    }
+    assert!(dhcp.drops.values().sum::<u64>() > 1000, "{dhcp:?}");
+    assert_eq!((dhcp.offers, dhcp.acks, dhcp.naks), (1, 1, 0), "{dhcp:?}");
+    for reason in ["short", "response"] {
+        assert!(dns.drops.get(reason).is_some_and(|count| *count > 0), "{reason}: {dns:?}");
+    }
+    let decided = dns.malformed + dns.local + dns.refused + dns.drops.values().sum::<u64>();
+    assert!(dns.malformed > 0 && decided >= dns.queries, "{dns:?}");
+    let text = daemon.netctl(&["net-stats", "n"])?;
+    assert!(text.contains("dhcp4 drop truncated") && text.contains("dns malformed"), "{text}");
     guest.dhcp()?;
     assert_eq!(guest.run("dig +short +time=2 @10.1.0.1 guest.n.test")?.lines().count(), 1);
     daemon.process()?.check_alive()

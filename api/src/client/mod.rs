@@ -22,8 +22,8 @@ pub use error::ClientError;
 use sse::Parser;
 
 use crate::{
-    Autostart, Event, FdbEntry, Instance, InstanceInfo, Lease, NetworkInfo, PortAdd, PortInfo,
-    PortStats, Problem,
+    Autostart, Event, FdbEntry, Instance, InstanceInfo, Lease, NetworkInfo, NetworkStats, PortAdd,
+    PortInfo, PortStats, Problem,
 };
 
 /// Longest answer that is read, in bytes.
@@ -138,6 +138,14 @@ impl Client {
     /// See [`Client::instance`].
     pub async fn leases(&self, network: &str) -> Result<Vec<Lease>> {
         self.get(&format!("/v1/networks/{}/leases", segment(network))).await
+    }
+
+    /// `GET /v1/networks/{network}/stats`
+    ///
+    /// # Errors
+    /// See [`Client::instance`].
+    pub async fn network_stats(&self, network: &str) -> Result<NetworkStats> {
+        self.get(&format!("/v1/networks/{}/stats", segment(network))).await
     }
 
     /// `GET /v1/networks/{network}/fdb`

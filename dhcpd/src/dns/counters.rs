@@ -121,6 +121,11 @@ impl Counters {
         self.drops[reason as usize].load(Ordering::Relaxed)
     }
 
+    /// Reasons that occurred, with their counts.
+    pub fn drops(&self) -> impl Iterator<Item = (DropReason, u64)> {
+        DropReason::ALL.into_iter().map(|r| (r, self.dropped(r))).filter(|(_, count)| *count > 0)
+    }
+
     pub(super) fn query(&self) {
         self.queries.fetch_add(1, Ordering::Relaxed);
     }

@@ -65,7 +65,7 @@ fn an_exchange_through_the_thread() {
     service.port_removed(port(1));
     assert!(matches!(events.recv(), Ok(LeaseEvent::Removed { lease, .. }) if lease.ip == ip));
     assert_eq!(service.leases(), []);
-    assert_eq!(service.dhcp4_counters().acks, 1);
+    assert_eq!(service.dhcp4_counters().expect("there is DHCP").acks, 1);
     service.stop();
     assert!(events.recv().is_err(), "the thread is gone");
 }
@@ -122,10 +122,12 @@ fn no_acknowledgement_while_the_disk_is_full() {
         let failed = support::wait_for("a full disk", || {
             send(&network, port(1), &renew);
             support::wait_for("an answer or a drop", || {
-                let dropped = service.dhcp4_counters().dropped(DropReason::Store);
+                let dropped =
+                    service.dhcp4_counters().expect("there is DHCP").dropped(DropReason::Store);
                 (dropped > 0 || network.answers.try_recv().is_ok()).then_some(dropped)
             });
-            Some(service.dhcp4_counters().dropped(DropReason::Store)).filter(|count| *count > 0)
+            Some(service.dhcp4_counters().expect("there is DHCP").dropped(DropReason::Store))
+                .filter(|count| *count > 0)
         });
         assert_eq!(failed, 1);
         let told = |event: LeaseEvent| matches!(event, LeaseEvent::StoreFailed(_));
@@ -136,7 +138,8 @@ fn no_acknowledgement_while_the_disk_is_full() {
         let request = Message::new(REQUEST, mac(2)).requested(offer.yiaddr()).server(SERVER);
         send(&network, port(2), &request);
         support::wait_for("the request's drop", || {
-            (service.dhcp4_counters().dropped(DropReason::Store) == 2).then_some(())
+            (service.dhcp4_counters().expect("there is DHCP").dropped(DropReason::Store) == 2)
+                .then_some(())
         });
         assert!(network.answers.try_recv().is_err());
         assert_eq!(events.try_iter().count(), 0, "nothing is told that is not on disk");

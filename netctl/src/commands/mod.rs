@@ -57,6 +57,7 @@ pub(crate) async fn run(cli: Cli, output: &mut Output) -> Result<(), Failure> {
         Command::PortStats { port, interval, count } => {
             stats::stats(context, &port.port, interval, count).await
         }
+        Command::NetStats(it) => stats::network(context, &it.network).await,
         Command::FdbShow(it) => show::fdb(context, &it.network).await,
         Command::Show => show::show(context).await,
         Command::Events(options) => events::events(context, &options).await,

@@ -1,9 +1,11 @@
 //! `show`, the tree of everything, and `fdb-show`, in the layouts of Open vSwitch.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use api::{FdbEntry, InstanceInfo, NetworkInfo, PortInfo};
+use api::{ClientError, Code, FdbEntry, InstanceInfo, NetworkInfo, NetworkStats, PortInfo};
 use serde_json::json;
+use uuid::Uuid;
 
 use super::Context;
 use super::ports::{kind_word, state_word, target, vlan_text};
@@ -17,12 +19,22 @@ pub(super) async fn show(context: &mut Context<'_>) -> Result<(), Failure> {
     let mut ports = context.client.ports().await.lead(lead)?;
     networks.sort_by(|a, b| a.name.cmp(&b.name));
     ports.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut stats = BTreeMap::new();
+    for network in networks.iter().filter(|network| network.active) {
+        match context.client.network_stats(&network.uuid.to_string()).await {
+            Ok(of_network) => drop(stats.insert(network.uuid, of_network)),
+            // It has ceased to exist since.
+            Err(ClientError::Problem(problem)) if problem.code == Code::NetworkNotFound => {}
+            Err(error) => return Err(error).lead(lead),
+        }
+    }
     if context.output.is_json() {
-        let value = json!({ "instance": instance, "networks": networks, "ports": ports });
+        let value =
+            json!({ "instance": instance, "networks": networks, "ports": ports, "stats": stats });
         context.output.json(&value)?;
     } else {
         let colour = context.output.colour();
-        context.output.text(&tree(&instance, &networks, &ports, colour))?;
+        context.output.text(&tree(&instance, &networks, &ports, &stats, colour))?;
     }
     Ok(())
 }
@@ -31,6 +43,7 @@ fn tree(
     instance: &InstanceInfo,
     networks: &[NetworkInfo],
     ports: &[PortInfo],
+    stats: &BTreeMap<Uuid, NetworkStats>,
     colour: bool,
 ) -> String {
     let mut text = format!("{}\n", instance.name);
@@ -42,6 +55,7 @@ fn tree(
         if let Some(bridge) = &network.bridge {
             let _ = writeln!(text, "        bridge: {}", clean(bridge, false));
         }
+        services(&mut text, stats.get(&network.uuid));
         for port in ports.iter().filter(|port| port.network == network.name) {
             let _ = writeln!(text, "        Port {}", quoted(&port.name));
             if let Some(vlan) = &port.profile.vlan {
@@ -58,6 +72,22 @@ fn tree(
     }
     let _ = writeln!(text, "    version: {}", quoted(&instance.version));
     text
+}
+
+/// A line for each service; `net-stats` has the reasons.
+fn services(text: &mut String, stats: Option<&NetworkStats>) {
+    if let Some(dhcp) = stats.and_then(|stats| stats.dhcp4.as_ref()) {
+        let dropped: u64 = dhcp.drops.values().sum();
+        let _ = writeln!(text, "        dhcp4: {} acks, {dropped} dropped", dhcp.acks);
+    }
+    if let Some(dns) = stats.and_then(|stats| stats.dns.as_ref()) {
+        let dropped: u64 = dns.drops.values().sum();
+        let _ = writeln!(
+            text,
+            "        dns: {} queries, {} malformed, {dropped} dropped",
+            dns.queries, dns.malformed
+        );
+    }
 }
 
 /// Quotes where a reader needs them, as `ovs-vsctl` does.
@@ -100,8 +130,7 @@ fn fdb_text(entries: &[FdbEntry], quiet: bool) -> String {
 
 #[cfg(test)]
 mod tests {
-    use api::{PortKind, PortProfile, PortState, Vlan};
-    use uuid::Uuid;
+    use api::{Dhcp4Stats, DnsStats, PortKind, PortProfile, PortState, Vlan};
 
     use super::*;
 
@@ -160,13 +189,23 @@ mod tests {
             revision: 1,
             workers: 1,
         };
+        let dhcp = Dhcp4Stats {
+            acks: 4,
+            drops: [("hops".to_owned(), 1), ("bootp".to_owned(), 2)].into(),
+            ..Dhcp4Stats::default()
+        };
+        let dns = DnsStats { queries: 9, malformed: 1, ..DnsStats::default() };
+        let stats = NetworkStats { dhcp4: Some(dhcp), dns: Some(dns) };
+        let stats = BTreeMap::from([(network.uuid, stats)]);
         assert_eq!(
-            tree(&instance, &[network], &[port], false),
+            tree(&instance, &[network], &[port], &stats, false),
             "netloom
     Network default
         mode: nat
         state: active
         bridge: virbr0
+        dhcp4: 4 acks, 3 dropped
+        dns: 9 queries, 1 malformed, 0 dropped
         Port \"1web\"
             vlan: 7
             type: namespace

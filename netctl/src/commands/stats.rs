@@ -1,9 +1,10 @@
-//! `port-stats`: counters, or rates as they change.
+//! `port-stats`: counters, or rates as they change. `net-stats`: counters of DHCP and DNS.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use api::PortStats;
+use api::{NetworkStats, PortStats};
 use tokio::time::{Instant, sleep_until};
 
 use super::Context;
@@ -86,9 +87,95 @@ fn stats_text(stats: &PortStats) -> String {
     text
 }
 
+pub(super) async fn network(context: &mut Context<'_>, network: &str) -> Result<(), Failure> {
+    let stats = context.client.network_stats(network).await.network(network, None)?;
+    if context.output.is_json() {
+        context.output.json(&stats)?;
+    } else {
+        context.output.text(&network_text(&stats))?;
+    }
+    Ok(())
+}
+
+/// One line per counter, with the service before it.
+fn network_text(stats: &NetworkStats) -> String {
+    let mut text = String::new();
+    if let Some(dhcp) = &stats.dhcp4 {
+        let counters = [
+            ("discovers", dhcp.discovers),
+            ("offers", dhcp.offers),
+            ("requests", dhcp.requests),
+            ("acks", dhcp.acks),
+            ("naks", dhcp.naks),
+            ("releases", dhcp.releases),
+            ("declines", dhcp.declines),
+            ("informs", dhcp.informs),
+        ];
+        service(&mut text, "dhcp4", &counters, &dhcp.drops);
+    }
+    if let Some(dns) = &stats.dns {
+        let counters = [
+            ("queries", dns.queries),
+            ("local", dns.local),
+            ("cached", dns.cached),
+            ("forwarded", dns.forwarded),
+            ("refused", dns.refused),
+            ("failed", dns.failed),
+            ("malformed", dns.malformed),
+        ];
+        service(&mut text, "dns", &counters, &dns.drops);
+    }
+    text
+}
+
+fn service(text: &mut String, name: &str, counters: &[(&str, u64)], drops: &BTreeMap<String, u64>) {
+    for (counter, value) in counters {
+        let _ = writeln!(text, "{:<24} {value}", format!("{name} {counter}"));
+    }
+    for (reason, value) in drops {
+        let _ = writeln!(text, "{:<24} {value}", format!("{name} drop {}", clean(reason, false)));
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use api::{Dhcp4Stats, DnsStats};
+
     use super::*;
+
+    #[test]
+    fn services_have_a_line_per_counter_and_reason() {
+        let dhcp = Dhcp4Stats {
+            discovers: 2,
+            acks: 1,
+            drops: [("truncated".to_owned(), 3)].into(),
+            ..Dhcp4Stats::default()
+        };
+        let dns =
+            DnsStats { queries: 9, drops: [("short".to_owned(), 4)].into(), ..DnsStats::default() };
+        assert_eq!(
+            network_text(&NetworkStats { dhcp4: Some(dhcp), dns: Some(dns) }),
+            "dhcp4 discovers          2
+dhcp4 offers             0
+dhcp4 requests           0
+dhcp4 acks               1
+dhcp4 naks               0
+dhcp4 releases           0
+dhcp4 declines           0
+dhcp4 informs            0
+dhcp4 drop truncated     3
+dns queries              9
+dns local                0
+dns cached               0
+dns forwarded            0
+dns refused              0
+dns failed               0
+dns malformed            0
+dns drop short           4
+"
+        );
+        assert_eq!(network_text(&NetworkStats::default()), "");
+    }
 
     fn stats() -> PortStats {
         PortStats {

@@ -50,6 +50,7 @@ fn router(context: Context) -> Router {
         .route("/v1/networks/{network}/destroy", post(networks::destroy))
         .route("/v1/networks/{network}/autostart", put(networks::autostart))
         .route("/v1/networks/{network}/leases", get(networks::leases))
+        .route("/v1/networks/{network}/stats", get(networks::stats))
         .route("/v1/networks/{network}/fdb", get(networks::fdb))
         .route("/v1/networks/{network}/ports", get(ports::list_of).post(ports::add))
         .route("/v1/ports", get(ports::list))

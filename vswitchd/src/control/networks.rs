@@ -1,6 +1,6 @@
 //! `/v1/networks`.
 
-use api::{Autostart, FdbEntry, Lease, NetworkInfo, Problem};
+use api::{Autostart, FdbEntry, Lease, NetworkInfo, NetworkStats, Problem};
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
@@ -218,6 +218,20 @@ pub(super) async fn leases(
 ) -> Result<Json<Vec<Lease>>> {
     let Path(network) = path?;
     Ok(Json(context.manager.leases(&network)?))
+}
+
+/// What DHCP and DNS have seen, done and dropped; nothing when the network is inactive.
+#[utoipa::path(
+    get, operation_id = "show_network_stats", path = "/v1/networks/{network}/stats", params(("network" = String, Path)),
+    responses((status = 200, body = NetworkStats), (status = "4XX", body = Problem,
+        content_type = "application/problem+json"))
+)]
+pub(super) async fn stats(
+    State(context): State<Context>,
+    path: PathResult,
+) -> Result<Json<NetworkStats>> {
+    let Path(network) = path?;
+    Ok(Json(context.manager.network_stats(&network)?))
 }
 
 /// The forwarding database; empty when the network is inactive.

@@ -28,6 +28,7 @@ use super::{events, instance, networks, ports};
         networks::destroy,
         networks::autostart,
         networks::leases,
+        networks::stats,
         networks::fdb,
         ports::list,
         ports::list_of,
@@ -69,7 +70,7 @@ mod tests {
         let all = ids.len();
         ids.sort_unstable();
         ids.dedup();
-        assert_eq!((ids.len(), all), (18, 18), "every operation has a name of its own");
+        assert_eq!((ids.len(), all), (19, 19), "every operation has a name of its own");
         assert!(schemas.contains_key("PortKind") && schemas.contains_key("Problem"));
         assert!(value["paths"]["/v1/networks/{network}/ports"]["post"].is_object());
     }

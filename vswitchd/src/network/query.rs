@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use api::{
-    FdbEntry, InstanceInfo, Lease, NetworkInfo, PortInfo, PortKind, PortState, PortStats, Problem,
+    FdbEntry, InstanceInfo, Lease, NetworkInfo, NetworkStats, PortInfo, PortKind, PortState,
+    PortStats, Problem,
 };
 use netdef::model::ForwardMode;
 use uuid::Uuid;
 
 use super::Manager;
+use super::services::Services;
 use super::tables::{DEFAULT_MTU, Network, Port, Tables, mtu};
 
 impl Manager {
@@ -60,16 +62,26 @@ impl Manager {
     /// # Errors
     /// When there is no such network.
     pub fn leases(&self, wanted: &str) -> Result<Vec<Lease>, Problem> {
-        let services = {
-            let tables = self.tables();
-            tables.network(wanted)?.live.as_ref().and_then(|live| live.services.clone())
-        };
-        let mut leases = match services {
+        let mut leases = match self.services(wanted)? {
             Some(services) => services.leases(|port| self.port_name(port)),
             None => Vec::new(),
         };
         leases.sort_by_key(|lease| (lease.mac, lease.ip));
         Ok(leases)
+    }
+
+    /// Counters of DHCP and DNS; nothing when the network is inactive.
+    ///
+    /// # Errors
+    /// When there is no such network.
+    pub fn network_stats(&self, wanted: &str) -> Result<NetworkStats, Problem> {
+        let services = self.services(wanted)?;
+        Ok(services.map(|services| services.stats()).unwrap_or_default())
+    }
+
+    fn services(&self, wanted: &str) -> Result<Option<Arc<Services>>, Problem> {
+        let tables = self.tables();
+        Ok(tables.network(wanted)?.live.as_ref().and_then(|live| live.services.clone()))
     }
 
     /// # Errors

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use api::{Code, EventKind, Lease, Problem};
+use api::{Code, Dhcp4Stats, DnsStats, EventKind, Lease, NetworkStats, Problem};
 use dhcpd::{Egress, FrameIo, Ingress, LeaseEvent, Removal, Service, ServiceConfig, ServiceError};
 use dhcpd::{dhcp4, dns};
 use ipnet::{IpNet, Ipv4Net};
@@ -43,6 +43,15 @@ impl Services {
         }
     }
 
+    pub(super) fn stats(&self) -> NetworkStats {
+        let service = self.service.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(service) = service.as_ref() else { return NetworkStats::default() };
+        NetworkStats {
+            dhcp4: service.dhcp4_counters().map(|counters| dhcp4_stats(&counters)),
+            dns: service.dns_counters().map(dns_stats),
+        }
+    }
+
     /// Leases that clients hold, by address; `port_name` knows the names of ports.
     pub(super) fn leases(&self, port_name: impl Fn(Uuid) -> Option<String>) -> Vec<Lease> {
         let leases = {
@@ -54,6 +63,34 @@ impl Services {
             .filter(|lease| lease.state == dhcpd::lease::LeaseState::Bound)
             .map(|lease| to_api(lease, self.net, &port_name))
             .collect()
+    }
+}
+
+fn dhcp4_stats(counters: &dhcp4::Counters) -> Dhcp4Stats {
+    let drops = counters.drops();
+    Dhcp4Stats {
+        discovers: counters.discovers,
+        requests: counters.requests,
+        declines: counters.declines,
+        releases: counters.releases,
+        informs: counters.informs,
+        offers: counters.offers,
+        acks: counters.acks,
+        naks: counters.naks,
+        drops: drops.map(|(reason, count)| (reason.as_str().to_owned(), count)).collect(),
+    }
+}
+
+fn dns_stats(counters: &dns::Counters) -> DnsStats {
+    DnsStats {
+        queries: counters.queries(),
+        malformed: counters.malformed(),
+        local: counters.local(),
+        cached: counters.cached(),
+        forwarded: counters.forwarded(),
+        refused: counters.refused(),
+        failed: counters.failed(),
+        drops: counters.drops().map(|(reason, n)| (reason.as_str().to_owned(), n)).collect(),
     }
 }
 
