@@ -9,10 +9,12 @@ pub mod client;
 mod event;
 mod instance;
 mod problem;
+mod socket;
 mod types;
 
 pub use client::{Client, ClientError};
 pub use event::{Event, EventKind};
 pub use instance::{Instance, InvalidInstance};
 pub use problem::{Code, Problem};
+pub use socket::{InvalidMode, SocketAccess, SocketMode};
 pub use types::*;

@@ -9,6 +9,8 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 use wire::MacAddr;
 
+use crate::SocketAccess;
+
 /// `GET /v1/networks`, `GET /v1/networks/{name or uuid}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NetworkInfo {
@@ -99,11 +101,15 @@ pub struct DnsStats {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum PortKind {
-    /// We listen on a Unix socket; a VMM connects.
+    /// A guest over a Unix socket, on which we listen or its VMM does.
     VhostUser {
-        /// Group that may connect, by name or number; the socket's mode is 0660.
+        /// Socket on which the VMM listens: we connect, again and again. Absent: we listen on a socket of our own.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        group: Option<String>,
+        #[schema(value_type = Option<String>)]
+        connect: Option<PathBuf>,
+        /// For the socket on which we listen.
+        #[serde(flatten)]
+        access: SocketAccess,
         /// Pairs of queues offered, 1 to 128.
         #[serde(default = "one")]
         queue_pairs: u16,
@@ -178,10 +184,10 @@ pub struct PortInfo {
     pub mac: MacAddr,
     pub profile: PortProfile,
     pub state: PortState,
-    /// Why the state is `quarantined`, `gone` or `error`.
+    /// Why the state is `connecting`, `quarantined`, `gone` or `error`; what was refused last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Socket of a vhost-user port.
+    /// Socket of a vhost-user port, ours or the VMM's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub socket: Option<PathBuf>,
@@ -195,8 +201,12 @@ pub struct PortInfo {
 pub enum PortState {
     /// The network is not active.
     Down,
-    /// A vhost-user socket without a frontend.
+    /// A vhost-user socket of ours, and no VMM on it.
     Listening,
+    /// The VMM does not listen on its vhost-user socket; the reason says what was found.
+    Connecting,
+    /// A VMM is there, its guest's driver is not running.
+    Connected,
     /// Frames flow.
     Up,
     /// The namespace or the host interface has gone away.

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use switch::{DropReason, Role, VlanMode};
@@ -75,8 +76,8 @@ pub struct PortSpec {
 /// What a port's frames come from and go to. The descriptors belong to the datapath from here on.
 #[derive(Debug)]
 pub enum PortIo {
-    /// Frontends connect here, one at a time.
-    VhostUser { listener: UnixListener, queue_pairs: u16 },
+    /// Guests' frontends, one at a time.
+    VhostUser { socket: VhostSocket, queue_pairs: u16 },
     /// Queues of one TAP device, from [`open_tap`](crate::port::tap::open_tap).
     Tap { queues: Vec<OwnedFd> },
     /// From [`open_packet`](crate::port::packet::open_packet).
@@ -85,14 +86,29 @@ pub enum PortIo {
     Internal(InternalPort),
 }
 
+/// How a vhost-user port comes by its frontend.
+#[derive(Debug)]
+pub enum VhostSocket {
+    /// Frontends connect here.
+    Listen(UnixListener),
+    /// The VMM listens on this path, and is connected to whenever it does.
+    Connect(PathBuf),
+    /// This one only: when it leaves the port is [gone](PortState::Gone).
+    Connected(UnixStream),
+}
+
 /// How a port is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PortState {
-    /// A vhost-user port without a running guest driver.
+    /// A vhost-user port on whose socket no frontend is.
     Listening,
+    /// A vhost-user port whose VMM does not listen; the reason says what was found instead.
+    Connecting,
+    /// A frontend is there, the guest's driver is not running.
+    Connected,
     /// Frames can move.
     Up,
-    /// The device behind the port was deleted.
+    /// The device behind the port was deleted, or the only connection has ended.
     Gone,
     /// The guest's rings or memory broke a rule that cannot be mended frame by frame; the reason says which. Over when the frontend
     /// sets its rings up again.
@@ -103,6 +119,8 @@ impl fmt::Display for PortState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Listening => "listening",
+            Self::Connecting => "connecting",
+            Self::Connected => "connected",
             Self::Up => "up",
             Self::Gone => "gone",
             Self::Quarantined => "quarantined",

@@ -27,6 +27,7 @@ mod worker;
 
 pub use config::{
     BridgeSpec, Config, Error, Event, FdbEntry, PortIo, PortSpec, PortState, PortStats, PortStatus,
+    VhostSocket,
 };
 pub use control::Datapath;
 pub use port::internal::{

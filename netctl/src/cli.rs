@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use api::Instance;
+use api::{Instance, SocketMode};
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::ArgValueCandidates;
 use uuid::Uuid;
@@ -238,13 +238,46 @@ pub(crate) struct PortAdd {
     /// An existing interface of this host, as uplink
     #[arg(long, value_name = "NAME", group = "kind", help_heading = "Kind of port")]
     pub(crate) dev: Option<String>,
-    /// Group that may connect to the vhost-user socket
-    #[arg(long, value_name = "GROUP", conflicts_with = "kind", help_heading = "Kind of port")]
-    pub(crate) group: Option<String>,
+    /// The VMM listens on this vhost-user socket (QEMU: server=on): connect to it, again and again
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath, group = "kind", help_heading = "Kind of port")]
+    pub(crate) connect: Option<PathBuf>,
     /// Pairs of queues of the vhost-user port
-    #[arg(long, value_name = "N", conflicts_with = "kind", default_value_t = 1,
+    #[arg(long, value_name = "N", conflicts_with_all = ["netns", "tap", "dev"], default_value_t = 1,
         value_parser = clap::value_parser!(u16).range(1..=128), help_heading = "Kind of port")]
     pub(crate) queues: u16,
+
+    /// User who owns the vhost-user socket [default: the daemon's configuration]
+    #[arg(
+        long,
+        value_name = "USER",
+        conflicts_with = "kind",
+        help_heading = "Access to the socket"
+    )]
+    pub(crate) socket_owner: Option<String>,
+    /// Group of the vhost-user socket [default: the daemon's configuration]
+    #[arg(
+        long,
+        value_name = "GROUP",
+        conflicts_with = "kind",
+        help_heading = "Access to the socket"
+    )]
+    pub(crate) socket_group: Option<String>,
+    /// Mode of the vhost-user socket, octal [default: the daemon's configuration, 0660]
+    #[arg(
+        long,
+        value_name = "MODE",
+        conflicts_with = "kind",
+        help_heading = "Access to the socket"
+    )]
+    pub(crate) socket_mode: Option<SocketMode>,
+    /// SELinux context of the vhost-user socket
+    #[arg(
+        long,
+        value_name = "CONTEXT",
+        conflicts_with = "kind",
+        help_heading = "Access to the socket"
+    )]
+    pub(crate) socket_context: Option<String>,
 
     /// MAC address of the guest [default: a random one]
     #[arg(long, value_name = "MAC")]
@@ -359,7 +392,10 @@ mod tests {
             "netctl port-add net web1 --ifname eth0",
             "netctl port-add net web1 --tap a --dev b",
             "netctl port-add net web1 --tap a --queues 2",
-            "netctl port-add net web1 --dev a --group kvm",
+            "netctl port-add net web1 --dev a --socket-group kvm",
+            "netctl port-add net web1 --connect /s --socket-mode 600",
+            "netctl port-add net web1 --connect /s --tap a",
+            "netctl port-add net web1 --socket-mode 1000",
             "netctl port-add net web1 --vlan 1 --trunk all",
             "netctl port-add net web1 --native 1",
             "netctl port-add net web1 --queues 0",

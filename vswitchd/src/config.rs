@@ -59,9 +59,15 @@ pub struct Args {
     /// Addresses that one port may hold
     #[arg(long, env = "NETLOOM_DHCP_LEASES_PER_PORT", value_name = "N")]
     pub dhcp_leases_per_port: Option<usize>,
+    /// Owner of vhost-user sockets, where the port names none
+    #[arg(long, env = "NETLOOM_SOCKET_OWNER", value_name = "USER")]
+    pub socket_owner: Option<String>,
     /// Group of vhost-user sockets, where the port names none
-    #[arg(long, env = "NETLOOM_SOCKET_GROUP")]
+    #[arg(long, env = "NETLOOM_SOCKET_GROUP", value_name = "GROUP")]
     pub socket_group: Option<String>,
+    /// Mode of vhost-user sockets, octal, where the port names none
+    #[arg(long, env = "NETLOOM_SOCKET_MODE", value_name = "MODE", value_parser = octal)]
+    pub socket_mode: Option<u32>,
 }
 
 fn octal(text: &str) -> Result<u32, String> {
@@ -154,7 +160,9 @@ struct FileDhcp {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct FilePorts {
+    socket_owner: Option<String>,
     socket_group: Option<String>,
+    socket_mode: Option<u32>,
 }
 
 /// What holds after all sources were read.
@@ -171,7 +179,9 @@ pub struct Config {
     pub dns_upstreams: Vec<SocketAddr>,
     /// Addresses that one guest may hold, so that none can take a whole range.
     pub dhcp_leases_per_port: usize,
+    pub socket_owner: Option<String>,
     pub socket_group: Option<String>,
+    pub socket_mode: u32,
 }
 
 impl Default for Config {
@@ -186,7 +196,9 @@ impl Default for Config {
             api_mode: 0o660,
             dns_upstreams: Vec::new(),
             dhcp_leases_per_port: 16,
+            socket_owner: None,
             socket_group: None,
+            socket_mode: 0o660,
         }
     }
 }
@@ -250,7 +262,9 @@ impl Config {
                 .dhcp_leases_per_port
                 .or(file.dhcp.leases_per_port)
                 .unwrap_or(default.dhcp_leases_per_port),
+            socket_owner: args.socket_owner.clone().or(file.ports.socket_owner),
             socket_group: args.socket_group.clone().or(file.ports.socket_group),
+            socket_mode: args.socket_mode.or(file.ports.socket_mode).unwrap_or(default.socket_mode),
         };
         config.check()?;
         Ok(config)
@@ -268,8 +282,10 @@ impl Config {
         if self.spin > Duration::from_secs(1) {
             return value("datapath.spin_us", "must be at most 1000000");
         }
-        if self.api_mode > 0o777 {
-            return value("api.mode", "must be a file mode such as 0o660");
+        for (key, mode) in [("api.mode", self.api_mode), ("ports.socket_mode", self.socket_mode)] {
+            if mode > 0o777 {
+                return value(key, "must be a file mode such as 0o660");
+            }
         }
         if self.dhcp_leases_per_port == 0 {
             return value("dhcp.leases_per_port", "must be at least 1");
@@ -280,9 +296,15 @@ impl Config {
             [("api.group", &self.api_group), ("ports.socket_group", &self.socket_group)]
         {
             if let Some(group) = group {
-                crate::group::id(group)
+                crate::account::group(group)
                     .map_err(|error| ConfigError::Value { key, message: error.to_string() })?;
             }
+        }
+        if let Some(owner) = &self.socket_owner {
+            crate::account::user(owner).map_err(|error| ConfigError::Value {
+                key: "ports.socket_owner",
+                message: error.to_string(),
+            })?;
         }
         Ok(())
     }
@@ -333,6 +355,8 @@ mod tests {
             ("[log]\nlevel = 'vswitchd=loud'\n", "log.level"),
             ("[api]\ngroup = 'no-such-group-here'\n", "api.group"),
             ("[api]\nmode = 0o7777\n", "api.mode"),
+            ("[ports]\nsocket_mode = 0o1660\n", "ports.socket_mode"),
+            ("[ports]\nsocket_owner = 'no-such-user-here'\n", "ports.socket_owner"),
         ] {
             let error = load(text, &Args::default()).expect_err(text).to_string();
             assert!(error.starts_with(key), "{error}");
@@ -351,7 +375,7 @@ mod tests {
                 let bare = line.strip_prefix('#').unwrap_or(line);
                 if bare.contains(" = ") && !bare.starts_with(' ') { bare } else { line }
             })
-            .filter(|line| !line.contains("group"))
+            .filter(|line| !line.contains("group") && !line.contains("owner"))
             .fold(String::new(), |all, line| all + line + "\n");
         load(&all, &Args::default()).expect("example with everything switched on");
     }

@@ -3,13 +3,14 @@
 //!
 //! A library only so that its tests can reach the parts; the binary calls [`daemon::main`].
 
+pub mod account;
 pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod events;
-pub mod group;
 pub mod host;
 pub mod log;
 pub mod network;
 pub mod notify;
+pub mod socket;
 pub mod store;

@@ -4,6 +4,7 @@ mod daemon_env;
 mod host_env;
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
 
 use daemon_env::{Daemon, nat, wait};
 use host_env::{ip, machine, run};
@@ -47,6 +48,85 @@ fn a_vhost_user_port_has_a_socket_for_its_group() {
         assert!(!socket.exists());
         let problem = daemon.refused("GET", "/v1/ports/web1", "");
         assert_eq!(problem.code, api::Code::PortNotFound);
+    });
+}
+
+#[test]
+fn a_port_connects_to_the_vmm_that_listens_also_after_restarts() {
+    test(|root| {
+        let daemon = Daemon::start("a", root);
+        daemon.post("/v1/networks", &nat("net", 1));
+        daemon.post("/v1/networks/net/start", "");
+        let socket = root.join("vm.sock");
+        let shown = socket.display();
+        let add =
+            format!(r#"{{"name":"web1","port":{{"kind":"vhost-user","connect":"{shown}"}}}}"#);
+        let added = daemon.post(PORTS, &add);
+        assert_eq!(added["state"], "connecting", "{added}");
+        assert_eq!(added["socket"], socket.to_str().expect("UTF-8"));
+        wait("a reason", || {
+            let port = daemon.get("/v1/ports/web1");
+            port["reason"].as_str().filter(|text| text.contains("waiting for a VMM")).map(drop)
+        });
+        // Both ends come back, in any order.
+        let listener = UnixListener::bind(&socket).expect("a listener");
+        let (first, _) = listener.accept().expect("the daemon connects");
+        let daemon = daemon.crash();
+        let (second, _) = listener.accept().expect("the next daemon connects");
+        drop((first, listener));
+        std::fs::remove_file(&socket).expect("a socket");
+        let listener = UnixListener::bind(&socket).expect("a listener");
+        drop(second);
+        listener.accept().expect("the daemon connects again");
+        daemon.delete("/v1/ports/web1");
+        assert!(socket.exists(), "it is not ours");
+    });
+}
+
+#[test]
+fn sockets_are_dressed_as_the_port_says_or_the_configuration() {
+    test(|root| {
+        let etc = root.join("etc/netloom-a");
+        std::fs::create_dir_all(&etc).expect("a directory");
+        let config = "[ports]\nsocket_owner = '4711'\nsocket_group = '4712'\nsocket_mode = 0o600\n";
+        std::fs::write(etc.join("vswitchd.toml"), config).expect("configuration");
+        let daemon = Daemon::start("a", root);
+        daemon.post("/v1/networks", &nat("net", 1));
+        daemon.post("/v1/networks/net/start", "");
+        let dressed = |name: &str, access: &str| {
+            let add = format!(r#"{{"name":"{name}","port":{{"kind":"vhost-user"{access}}}}}"#);
+            daemon.post(PORTS, &add);
+            let metadata = daemon.instance().port_socket(name).metadata().expect("socket");
+            (metadata.uid(), metadata.gid(), metadata.permissions().mode() & 0o7777)
+        };
+        assert_eq!(dressed("a", ""), (4711, 4712, 0o600));
+        assert_eq!(dressed("b", r#","mode":"0666""#), (4711, 4712, 0o666));
+        assert_eq!(dressed("c", r#","owner":"root","group":"0""#), (0, 0, 0o600));
+    });
+}
+
+#[test]
+fn sockets_that_cannot_be_are_refused_with_a_remedy() {
+    test(|root| {
+        let daemon = Daemon::start("a", root);
+        daemon.post("/v1/networks", &nat("net", 1));
+        let long = format!(r#""connect":"/{}""#, "x".repeat(107));
+        for (access, words) in [
+            (r#""connect":"vm.sock""#, "not the path of a socket"),
+            (r#""connect":"/a\u0000b""#, "not the path of a socket"),
+            (long.as_str(), "108 bytes, 1 more"),
+            (r#""connect":"/run/vm.sock","mode":"0600""#, "is the VMM's socket"),
+            (r#""owner":"no-such-user-here""#, "there is no user"),
+            (r#""group":"no-such-group-here""#, "there is no group"),
+            (r#""mode":"0o660""#, "not a mode"),
+            (r#""mode":"1777""#, "not a mode"),
+            (r#""selinux":"no:such:context""#, "SELinux"),
+        ] {
+            let add = format!(r#"{{"name":"p","port":{{"kind":"vhost-user",{access}}}}}"#);
+            let problem = daemon.refused("POST", PORTS, &add);
+            assert_eq!(problem.code, api::Code::InvalidArgument, "{access}: {problem}");
+            assert!(problem.title.contains(words), "{access}: {problem}");
+        }
     });
 }
 

@@ -33,6 +33,7 @@ use crate::snapshot::{Current, Device};
 use crate::worker::{Poller, Shared, Signal};
 use crate::{
     BridgeSpec, Config, Error, Event, FdbEntry, PortIo, PortSpec, PortState, PortStats, PortStatus,
+    VhostSocket,
 };
 
 /// A running datapath. Clones are handles to the same one; the last one to go stops it.
@@ -175,12 +176,12 @@ impl Datapath {
         let index = model.free_index().ok_or(Error::TooManyPorts)?;
         let mut new_vhost = None;
         let device = match io {
-            PortIo::VhostUser { listener, queue_pairs } => {
+            PortIo::VhostUser { socket, queue_pairs } => {
                 if !(1..=MAX_PAIRS).contains(&queue_pairs) {
                     return Err(Error::QueuePairs(queue_pairs));
                 }
                 let vhost = Arc::new(VhostPort::new(queue_pairs));
-                new_vhost = Some((listener, Arc::clone(&vhost)));
+                new_vhost = Some((socket, Arc::clone(&vhost)));
                 Device::Vhost(vhost)
             }
             PortIo::Tap { queues } => {
@@ -206,11 +207,16 @@ impl Datapath {
         let counters = (0..workers).map(|_| Counters::default()).collect();
         model.ports.insert(id, PortEntry { index, bridge, config, device, mtu, counters });
         model.rebuild(bridge);
-        let state = if new_vhost.is_some() { PortState::Listening } else { PortState::Up };
+        let state = match &new_vhost {
+            Some((VhostSocket::Listen(_), _)) => PortState::Listening,
+            Some((VhostSocket::Connect(_), _)) => PortState::Connecting,
+            Some((VhostSocket::Connected(_), _)) => PortState::Connected,
+            None => PortState::Up,
+        };
         self.0.status.add(id, state);
         self.publish(&model);
-        if let Some((listener, vhost)) = new_vhost {
-            self.command(Command::Add(NewPort { id, name, mac, mtu, listener, vhost }));
+        if let Some((socket, vhost)) = new_vhost {
+            self.command(Command::Add(NewPort { id, name, mac, mtu, socket, vhost }));
         }
         Ok(())
     }

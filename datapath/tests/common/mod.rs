@@ -9,7 +9,9 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use datapath::{BridgeSpec, Config, Datapath, Event, PortIo, PortSpec, PortState, PortStats};
+use datapath::{
+    BridgeSpec, Config, Datapath, Event, PortIo, PortSpec, PortState, PortStats, VhostSocket,
+};
 use switch::{DropReason, Role, VlanMode};
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -62,8 +64,12 @@ impl Bench {
     }
 
     pub(crate) fn add(&mut self, options: PortOptions) -> usize {
+        let listener = UnixListener::bind(self.path(self.ports.len())).unwrap();
+        self.add_with(VhostSocket::Listen(listener), options)
+    }
+
+    pub(crate) fn add_with(&mut self, socket: VhostSocket, options: PortOptions) -> usize {
         let at = self.ports.len();
-        let listener = UnixListener::bind(self.path(at)).unwrap();
         let PortOptions { vlan, isolated, queue_pairs, mtu } = options;
         let id = Uuid::new_v4();
         self.datapath
@@ -76,7 +82,7 @@ impl Bench {
                 vlan,
                 isolated,
                 mtu,
-                io: PortIo::VhostUser { listener, queue_pairs },
+                io: PortIo::VhostUser { socket, queue_pairs },
             })
             .unwrap();
         self.ports.push(id);

@@ -1,7 +1,8 @@
 //! How to attach a guest to a port: text to paste.
 //!
 //! A guest's memory must be shared with the switch, whatever runs it: both snippets for
-//! vhost-user start with that. `reconnect` lets a guest survive a restart of the daemon.
+//! vhost-user start with that. `reconnect` lets a guest survive a restart of the daemon; where the
+//! VMM listens, it is the daemon that comes back.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -11,8 +12,9 @@ use api::{Instance, PortInfo, PortKind};
 /// What to paste where, for a port of this kind; empty when there is nothing to attach.
 pub(super) fn snippets(port: &PortInfo, instance: &Instance) -> String {
     match (&port.port, &port.socket) {
-        (PortKind::VhostUser { queue_pairs, .. }, Some(socket)) => {
-            vhost_user(port, socket, *queue_pairs, instance)
+        (PortKind::VhostUser { connect, queue_pairs, .. }, Some(socket)) => {
+            let listens = if connect.is_some() { Listens::Vmm } else { Listens::Switch };
+            vhost_user(port, socket, listens, *queue_pairs, instance)
         }
         (PortKind::Namespace { netns, ifname }, _) => format!(
             "In the namespace:\n  ip netns exec {} udhcpc -i {}\n",
@@ -23,7 +25,20 @@ pub(super) fn snippets(port: &PortInfo, instance: &Instance) -> String {
     }
 }
 
-fn vhost_user(port: &PortInfo, socket: &Path, pairs: u16, instance: &Instance) -> String {
+/// Whose socket it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Listens {
+    Switch,
+    Vmm,
+}
+
+fn vhost_user(
+    port: &PortInfo,
+    socket: &Path,
+    listens: Listens,
+    pairs: u16,
+    instance: &Instance,
+) -> String {
     let socket = socket.to_string_lossy();
     let name = &port.name;
     let mac = port.mac;
@@ -33,13 +48,21 @@ fn vhost_user(port: &PortInfo, socket: &Path, pairs: u16, instance: &Instance) -
     } else {
         (String::new(), String::new())
     };
+    // Both come back when the other side has been restarted.
+    let (role, source) = match listens {
+        Listens::Switch => (
+            "reconnect=1",
+            " mode='client'>\n        <reconnect enabled='yes' timeout='1'/>\n      </source>",
+        ),
+        Listens::Vmm => ("server=on,wait=off", " mode='server'/>"),
+    };
     let mut text = String::new();
     let _ = write!(
         text,
         "QEMU:
   -machine q35,accel=kvm,memory-backend=mem -m 1G \\
   -object memory-backend-memfd,id=mem,size=1G,share=on \\
-  -chardev socket,id=chr-{name},path={path},reconnect=1 \\
+  -chardev socket,id=chr-{name},path={path},{role} \\
   -netdev vhost-user,id=net-{name},chardev=chr-{name}{queues} \\
   -device virtio-net-pci,netdev=net-{name},mac={mac}{vectors}
   # without KVM: accel=tcg, and vectors=0 for the device
@@ -52,9 +75,7 @@ libvirt domain XML:
   <devices>
     <interface type='vhostuser'>
       <mac address='{mac}'/>
-      <source type='unix' path='{}' mode='client'>
-        <reconnect enabled='yes' timeout='1'/>
-      </source>
+      <source type='unix' path='{}'{source}
       <model type='virtio'/>
 ",
         xml(&socket)
@@ -113,9 +134,28 @@ mod tests {
         }
     }
 
+    fn vhost(connect: Option<&str>, queue_pairs: u16) -> PortKind {
+        let access = api::SocketAccess::default();
+        PortKind::VhostUser { connect: connect.map(Into::into), access, queue_pairs }
+    }
+
+    #[test]
+    fn a_vmm_that_listens_is_told_so() {
+        let path = "/run/vm/web1.sock";
+        let instance = Instance::new("netloom", "/").expect("a good name");
+        let text = snippets(&port(vhost(Some(path), 1), Some(path)), &instance);
+        for words in [
+            "-chardev socket,id=chr-web1,path=/run/vm/web1.sock,server=on,wait=off \\\n",
+            "      <source type='unix' path='/run/vm/web1.sock' mode='server'/>\n",
+        ] {
+            assert!(text.contains(words), "{words}\n{text}");
+        }
+        assert!(!text.contains("reconnect"), "{text}");
+    }
+
     #[test]
     fn a_vhost_user_port_has_three_ways_in() {
-        let kind = PortKind::VhostUser { group: None, queue_pairs: 1 };
+        let kind = vhost(None, 1);
         let instance = Instance::new("netloom", "/").expect("a good name");
         assert_eq!(
             snippets(&port(kind, Some("/run/netloom/port/web1")), &instance),
@@ -150,7 +190,7 @@ netloom-vmm:
 
     #[test]
     fn queues_and_odd_paths_are_written_for_their_readers() {
-        let kind = PortKind::VhostUser { group: None, queue_pairs: 4 };
+        let kind = vhost(None, 4);
         let instance = Instance::new("lab", "/tmp/a b").expect("a good name");
         let text = snippets(&port(kind, Some("/tmp/a b,c'd/web1")), &instance);
         for words in [

@@ -2,19 +2,19 @@
 
 use std::fmt::Write as _;
 
-use api::{PortInfo, PortKind, PortProfile, PortState, Vlan};
+use api::{PortInfo, PortKind, PortProfile, PortState, SocketAccess, Vlan};
 
 use super::Context;
 use super::attach::snippets;
 use crate::cli::{self, VlanList};
-use crate::failure::{Failure, Lead as _};
+use crate::failure::{Failure, Lead as _, system_words};
 use crate::output::{clean, state};
 use crate::table::Table;
 
 pub(super) async fn add(context: &mut Context<'_>, options: cli::PortAdd) -> Result<(), Failure> {
     let network = options.network.clone();
     let lead = format!("Failed to add port {} to network {network}", options.name);
-    let request = request(options);
+    let request = request(options)?;
     let port = context.client.add_port(&network, &request).await.network(&network, Some(lead))?;
     if context.output.is_json() {
         context.output.json(&port)?;
@@ -38,7 +38,7 @@ pub(super) async fn add(context: &mut Context<'_>, options: cli::PortAdd) -> Res
     Ok(())
 }
 
-fn request(options: cli::PortAdd) -> api::PortAdd {
+fn request(options: cli::PortAdd) -> Result<api::PortAdd, Failure> {
     let port = if let (Some(netns), Some(ifname)) = (options.netns, options.ifname) {
         PortKind::Namespace { netns, ifname }
     } else if let Some(ifname) = options.tap {
@@ -46,7 +46,17 @@ fn request(options: cli::PortAdd) -> api::PortAdd {
     } else if let Some(ifname) = options.dev {
         PortKind::Packet { ifname }
     } else {
-        PortKind::VhostUser { group: options.group, queue_pairs: options.queues }
+        let access = SocketAccess {
+            owner: options.socket_owner,
+            group: options.socket_group,
+            mode: options.socket_mode,
+            selinux: options.socket_context,
+        };
+        // The daemon stands in another directory.
+        let connect = options.connect.map(std::path::absolute).transpose().map_err(|error| {
+            Failure::local(format!("cannot find the socket: {}", system_words(&error)))
+        })?;
+        PortKind::VhostUser { connect, access, queue_pairs: options.queues }
     };
     let vlan = match (options.vlan, options.trunk) {
         (Some(vlan), _) => Some(Vlan::Access(vlan)),
@@ -54,7 +64,7 @@ fn request(options: cli::PortAdd) -> api::PortAdd {
         (None, None) => None,
     };
     let profile = PortProfile { portgroup: options.portgroup, vlan, isolated: options.isolated };
-    api::PortAdd { name: options.name, uuid: options.uuid, port, mac: options.mac, profile }
+    Ok(api::PortAdd { name: options.name, uuid: options.uuid, port, mac: options.mac, profile })
 }
 
 pub(super) async fn list(context: &mut Context<'_>, network: Option<&str>) -> Result<(), Failure> {
@@ -120,10 +130,16 @@ fn info_text(port: &PortInfo, colour: bool) -> String {
     lines.push(("MAC address:", port.mac.to_string()));
     lines.push(("MTU:", port.mtu.to_string()));
     match &port.port {
-        PortKind::VhostUser { group, queue_pairs } => {
+        PortKind::VhostUser { connect, access, queue_pairs } => {
             lines.push(("Queue pairs:", queue_pairs.to_string()));
-            if let Some(group) = group {
-                lines.push(("Group:", clean(group, false)));
+            let listens = if connect.is_some() { "the VMM" } else { "the switch" };
+            lines.push(("Listens:", listens.to_owned()));
+            let SocketAccess { owner, group, mode, selinux } = access;
+            let mode = mode.map(|mode| mode.to_string());
+            let set =
+                [("Owner:", owner), ("Group:", group), ("Mode:", &mode), ("SELinux:", selinux)];
+            for (label, value) in set {
+                lines.extend(value.as_ref().map(|value| (label, clean(value, false))));
             }
         }
         PortKind::Namespace { netns, ifname } => {
@@ -172,6 +188,8 @@ pub(super) fn state_word(state: PortState) -> &'static str {
     match state {
         PortState::Down => "down",
         PortState::Listening => "listening",
+        PortState::Connecting => "connecting",
+        PortState::Connected => "connected",
         PortState::Up => "up",
         PortState::Gone => "gone",
         PortState::Quarantined => "quarantined",
@@ -227,9 +245,13 @@ mod tests {
 
     fn parsed(line: &str) -> api::PortAdd {
         match Cli::try_parse_from(line.split_whitespace()).expect("a good line").command {
-            Command::PortAdd(options) => request(*options),
+            Command::PortAdd(options) => request(*options).expect("a request"),
             other => panic!("{other:?}"),
         }
+    }
+
+    fn vhost_user(access: SocketAccess, queue_pairs: u16) -> PortKind {
+        PortKind::VhostUser { connect: None, access, queue_pairs }
     }
 
     fn port(name: &str, kind: PortKind, state: PortState) -> PortInfo {
@@ -250,10 +272,19 @@ mod tests {
     #[test]
     fn options_become_requests() {
         let add = parsed("netctl port-add default web1");
-        assert_eq!(add.port, PortKind::VhostUser { group: None, queue_pairs: 1 });
+        assert_eq!(add.port, vhost_user(SocketAccess::default(), 1));
         assert_eq!(add.profile, PortProfile::default());
-        let add = parsed("netctl port-add default web1 --queues 4 --group kvm --vlan 7 --isolated");
-        assert_eq!(add.port, PortKind::VhostUser { group: Some("kvm".to_owned()), queue_pairs: 4 });
+        let add = parsed(
+            "netctl port-add default web1 --queues 4 --socket-owner qemu --socket-group kvm \
+             --socket-mode 640 --socket-context a:b:c:s0 --vlan 7 --isolated",
+        );
+        let access = SocketAccess {
+            owner: Some("qemu".to_owned()),
+            group: Some("kvm".to_owned()),
+            mode: api::SocketMode::new(0o640),
+            selinux: Some("a:b:c:s0".to_owned()),
+        };
+        assert_eq!(add.port, vhost_user(access, 4));
         assert_eq!(add.profile.vlan, Some(Vlan::Access(7)));
         assert_eq!(add.profile.isolated, Some(true));
         let add = parsed("netctl port-add d c --netns red --ifname eth0 --trunk 5-7,9 --native 5");
@@ -261,6 +292,11 @@ mod tests {
         assert_eq!(add.port, kind);
         let trunk = Vlan::Trunk { native: Some(5), allowed: vec![5, 6, 7, 9] };
         assert_eq!(add.profile.vlan, Some(trunk));
+        let add = parsed("netctl port-add d vm --connect here/vm.sock --queues 2");
+        let connect = std::env::current_dir().expect("a directory").join("here/vm.sock");
+        let access = SocketAccess::default();
+        let kind = PortKind::VhostUser { connect: Some(connect), access, queue_pairs: 2 };
+        assert_eq!(add.port, kind);
         let add = parsed("netctl port-add d up --dev eth1 --portgroup fast");
         assert_eq!(add.port, PortKind::Packet { ifname: "eth1".to_owned() });
         assert_eq!(add.profile.portgroup.as_deref(), Some("fast"));
@@ -271,7 +307,7 @@ mod tests {
 
     #[test]
     fn lists_name_the_other_end() {
-        let vhost = PortKind::VhostUser { group: None, queue_pairs: 1 };
+        let vhost = vhost_user(SocketAccess::default(), 1);
         let red = PortKind::Namespace { netns: "red".to_owned(), ifname: "eth0".to_owned() };
         let mut web = port("web1", vhost, PortState::Up);
         web.socket = Some("/run/netloom/port/web1".into());
@@ -289,7 +325,9 @@ mod tests {
 
     #[test]
     fn info_tells_all_that_is_set() {
-        let kind = PortKind::VhostUser { group: Some("kvm".to_owned()), queue_pairs: 2 };
+        let mode = api::SocketMode::new(0o600);
+        let group = Some("kvm".to_owned());
+        let kind = vhost_user(SocketAccess { group, mode, ..SocketAccess::default() }, 2);
         let mut web = port("web1", kind, PortState::Quarantined);
         web.reason = Some("descriptor out of range".to_owned());
         web.socket = Some("/run/netloom/port/web1".into());
@@ -309,7 +347,9 @@ Reason:         descriptor out of range
 MAC address:    52:54:00:12:34:56
 MTU:            1500
 Queue pairs:    2
+Listens:        the switch
 Group:          kvm
+Mode:           0600
 Socket:         /run/netloom/port/web1
 Portgroup:      fast
 VLAN:           trunk all

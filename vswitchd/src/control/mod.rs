@@ -12,12 +12,10 @@ mod ports;
 mod problem;
 mod revision;
 
-use std::fs::Permissions;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
-use api::{Code, Problem};
+use api::{Code, Problem, SocketAccess};
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{Method, Uri};
@@ -28,8 +26,8 @@ use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
-use crate::group;
-use crate::network::{Manager, remove_stale};
+use crate::network::Manager;
+use crate::socket::{self, Access};
 use problem::{Failure, Result};
 
 /// What handlers need.
@@ -104,16 +102,9 @@ async fn run<T: Send + 'static>(
 /// # Errors
 /// When another process listens there, or the socket cannot be made.
 pub fn bind(instance: &api::Instance, config: &Config) -> anyhow::Result<UnixListener> {
-    let path = instance.api_socket();
-    remove_stale(&path).map_err(|problem| anyhow::anyhow!(problem.title))?;
-    let listener = UnixListener::bind(&path)
-        .map_err(|error| anyhow::anyhow!("cannot listen on {}: {error}", path.display()))?;
-    // The daemon's umask lets nobody else in until here.
-    if let Some(group) = &config.api_group {
-        std::os::unix::fs::chown(&path, None, Some(group::id(group)?))?;
-    }
-    std::fs::set_permissions(&path, Permissions::from_mode(config.api_mode))?;
-    Ok(listener)
+    let wanted = SocketAccess { group: config.api_group.clone(), ..SocketAccess::default() };
+    let access = Access::new(&wanted, config.api_mode)?;
+    Ok(UnixListener::from_std(socket::listen(&instance.api_socket(), &access)?)?)
 }
 
 /// Serves until `stop`; requests under way are finished.

@@ -3,11 +3,10 @@
 
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
 use api::{PortState, Problem};
-use datapath::{BridgeSpec, Datapath, PortIo, PortSpec};
+use datapath::{BridgeSpec, Datapath, PortIo, PortSpec, VhostSocket};
 use switch::{Role, VlanMode};
 use uuid::Uuid;
 use wire::MacAddr;
@@ -110,10 +109,10 @@ impl Dataplane {
     pub(super) async fn add_vhost_user(
         &self,
         settings: PortSettings,
-        listener: UnixListener,
+        socket: VhostSocket,
         queue_pairs: u16,
     ) -> Result<(), Problem> {
-        self.add(settings, PortIo::VhostUser { listener, queue_pairs }).await
+        self.add(settings, PortIo::VhostUser { socket, queue_pairs }).await
     }
 
     pub(super) async fn add_tap(
@@ -185,6 +184,8 @@ impl Dataplane {
 pub(super) fn state(state: datapath::PortState) -> PortState {
     match state {
         datapath::PortState::Listening => PortState::Listening,
+        datapath::PortState::Connecting => PortState::Connecting,
+        datapath::PortState::Connected => PortState::Connected,
         datapath::PortState::Up => PortState::Up,
         datapath::PortState::Gone => PortState::Gone,
         datapath::PortState::Quarantined => PortState::Quarantined,

@@ -41,8 +41,6 @@ use tables::Tables;
 
 pub use restore::{Restored, check};
 
-pub(crate) use raise::remove_stale;
-
 /// Everything that the daemon knows about its networks and ports.
 #[derive(Debug)]
 pub struct Manager {

@@ -1,14 +1,18 @@
 //! What users do to ports: add and delete.
 
-use api::{Code, EventKind, PortAdd, PortInfo, PortKind, PortState, Problem};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+use api::{Code, EventKind, PortAdd, PortInfo, PortKind, PortState, Problem, SocketAccess};
 use uuid::Uuid;
 
 use super::commit::Write;
 use super::definition::{INTERFACE_NAME_RULE, is_interface_name, random_mac};
-use super::problem::about;
+use super::problem::{self, about};
 use super::raise::Raised;
 use super::tables::Port;
 use super::{Manager, Operation, profile};
+use crate::socket;
 use crate::store::PortDocument;
 
 /// Names of ports: `[A-Za-z0-9][A-Za-z0-9_.-]{0,31}`.
@@ -32,6 +36,38 @@ fn check_ifname(name: &str) -> Result<(), Problem> {
         format!("'{}' cannot be the name of an interface", name.escape_debug()),
         INTERFACE_NAME_RULE,
     ))
+}
+
+/// A socket on which the VMM is to listen.
+fn check_connect(name: &str, path: &Path, access: &SocketAccess) -> Result<(), Problem> {
+    let bytes = path.as_os_str().as_bytes();
+    let shown = path.display().to_string();
+    if !path.is_absolute() || bytes.contains(&0) {
+        return Err(invalid(
+            name,
+            format!("'{}' is not the path of a socket", shown.escape_debug()),
+            "write the whole path, from '/' on",
+        ));
+    }
+    if bytes.len() > socket::MAX_PATH {
+        return Err(invalid(
+            name,
+            format!(
+                "the socket path {shown} has {} bytes, {} more than a Unix socket can have",
+                bytes.len(),
+                bytes.len() - socket::MAX_PATH
+            ),
+            "let the VMM listen on a shorter path",
+        ));
+    }
+    if *access != SocketAccess::default() {
+        return Err(invalid(
+            name,
+            format!("{shown} is the VMM's socket, and so are its owner, group and mode"),
+            "leave them out, or let the VMM connect to a socket of ours",
+        ));
+    }
+    Ok(())
 }
 
 impl Manager {
@@ -135,18 +171,22 @@ impl Manager {
             ));
         }
         match &request.port {
-            PortKind::VhostUser { group, queue_pairs } => {
-                self.socket_path(name)?;
+            PortKind::VhostUser { connect, access, queue_pairs } => {
+                let path = match connect {
+                    Some(path) => {
+                        check_connect(name, path, access)?;
+                        path.clone()
+                    }
+                    None => self.socket_path(name)?,
+                };
+                let access = self.access(access)?;
+                access.check_host(&path).map_err(|error| problem::socket(&error))?;
                 if !(1..=128).contains(queue_pairs) {
                     return Err(invalid(
                         name,
                         format!("{queue_pairs} queue pairs are not possible"),
                         "use 1 to 128",
                     ));
-                }
-                if let Some(group) = group {
-                    crate::group::id(group)
-                        .map_err(|error| about(Code::InvalidArgument, group, error.to_string()))?;
                 }
                 Ok(())
             }

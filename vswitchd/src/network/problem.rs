@@ -5,6 +5,7 @@ use api::{Code, Problem};
 use uuid::Uuid;
 
 use crate::host;
+use crate::socket::SocketError;
 use crate::store::StoreError;
 
 /// An error with an object.
@@ -88,6 +89,12 @@ pub(crate) fn host(error: &host::Error) -> Problem {
         _ => Code::Internal,
     };
     Problem { causes: lines, remedy: error.remedy(), ..Problem::new(code, title) }
+}
+
+/// A socket that could not be made, or that cannot be.
+pub(crate) fn socket(error: &SocketError) -> Problem {
+    let code = if error.is_request() { Code::InvalidArgument } else { Code::Internal };
+    Problem { remedy: error.remedy(), ..Problem::new(code, error.to_string()) }
 }
 
 /// What the datapath or a service refused.

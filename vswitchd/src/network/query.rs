@@ -155,8 +155,11 @@ impl Manager {
     fn port_info(&self, tables: &Tables, port: &Port) -> PortInfo {
         let document = &port.document;
         let network = tables.networks.get(&document.network);
-        let socket = match document.port {
-            PortKind::VhostUser { .. } => Some(self.store.instance().port_socket(&document.name)),
+        let socket = match &document.port {
+            PortKind::VhostUser { connect: Some(path), .. } => Some(path.clone()),
+            PortKind::VhostUser { connect: None, .. } => {
+                Some(self.store.instance().port_socket(&document.name))
+            }
             _ => None,
         };
         PortInfo {

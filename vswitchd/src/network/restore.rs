@@ -346,7 +346,7 @@ impl Manager {
             );
         }
         for path in self.store.sockets() {
-            if let Err(error) = super::raise::remove_stale(&path) {
+            if let Err(error) = crate::socket::remove_stale(&path) {
                 failed(path.display().to_string(), &error);
             }
         }

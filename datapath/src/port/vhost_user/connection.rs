@@ -27,6 +27,8 @@ pub(super) enum End {
     Protocol(#[from] vhost_user::ProtocolError),
     #[error("answers were left unread for {} s", UNREAD.as_secs())]
     Unread,
+    #[error("nothing was said for {} s", .0.as_secs())]
+    Silent(Duration),
     #[error("the file behind the guest's memory was cut short")]
     Memory,
 }
@@ -44,6 +46,11 @@ pub(super) struct Connection {
     pub(super) stream: UnixStream,
     pub(super) session: Session,
     pub(super) device: DeviceState,
+    pub(super) since: Instant,
+    /// The frontend has said something.
+    pub(super) heard: bool,
+    /// Rings have moved frames.
+    pub(super) was_up: bool,
     action: Option<Action>,
     /// Since when answers have been waiting for the frontend to read them.
     unread: Option<Instant>,
@@ -64,6 +71,9 @@ impl Connection {
             stream,
             session: Session::new(offer),
             device: DeviceState::new(vhost, generation),
+            since: Instant::now(),
+            heard: false,
+            was_up: false,
             action: None,
             unread: None,
             refusal: None,
@@ -127,7 +137,7 @@ impl Connection {
                 return Err(End::Unread);
             }
             match socket::read(&self.stream, &mut self.session)? {
-                Read::Received => {}
+                Read::Received => self.heard = true,
                 Read::Empty | Read::Paused => return Ok(Wait::Socket),
                 Read::Closed => return Err(End::Closed),
             }

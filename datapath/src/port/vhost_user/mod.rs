@@ -1,16 +1,19 @@
 //! Guests over vhost-user.
 //!
-//! One thread ([`thread`]) holds every listener and connection, none of which it waits for: it feeds each connection's protocol
+//! One thread ([`thread`]) holds every listener and connection, none of which it waits for ([`dialer`] connects to VMMs that listen): it feeds each connection's protocol
 //! state machine (`vhost_user::Session`), maps the guest's memory, and puts finished rings into the port's queues ([`queue`]), where
 //! the workers find them. A ring is changed only under its queue's lock, which a worker holds for the length of a burst at most;
 //! between bursts nothing is in flight. So when a message that stops a ring or replaces memory is answered, no worker touches the
 //! old one. When a lock cannot be had at once the reply stays pending and the thread goes on with other ports.
 
+mod arrivals;
 mod call;
 mod config_space;
 mod connection;
 mod control_queue;
 mod device;
+mod dialer;
+mod origin;
 pub(crate) mod queue;
 pub(crate) mod thread;
 

@@ -1,9 +1,8 @@
-//! The thread that holds all vhost-user listeners and connections. It also does the datapath's housekeeping.
+//! The thread that holds all vhost-user sockets. It also does the datapath's housekeeping.
 
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,18 +10,20 @@ use crossbeam_channel::{Receiver, Sender};
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use switch::Seconds;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 use uuid::Uuid;
 use vhost_user::Offer;
 use wire::MacAddr;
 
 use super::config_space;
-use super::connection::{Connection, End, Wait};
+use super::connection::{Connection, Wait};
 use super::device::DeviceState;
+use super::dialer::{Dialed, Dialer};
+use super::origin::Origin;
 use super::queue::VhostPort;
 use crate::control::status::StatusBoard;
 use crate::worker::{Notice, Shared};
-use crate::{PortState, PortStatus};
+use crate::{PortState, PortStatus, VhostSocket};
 
 /// What the control plane asks of the thread.
 #[derive(Debug)]
@@ -38,7 +39,7 @@ pub(crate) struct NewPort {
     pub(crate) name: String,
     pub(crate) mac: MacAddr,
     pub(crate) mtu: u32,
-    pub(crate) listener: UnixListener,
+    pub(crate) socket: VhostSocket,
     pub(crate) vhost: Arc<VhostPort>,
 }
 
@@ -48,42 +49,41 @@ const SOON: Duration = Duration::from_micros(500);
 const TICK: Duration = Duration::from_millis(100);
 /// Ticks between two rounds of housekeeping.
 const HOUSEKEEPING: u32 = 10;
-/// After accept(2) failed, as it does without descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 const WAKE: u64 = u64::MAX;
-const LISTENER: u64 = 0;
-const CONNECTION: u64 = 1;
+pub(super) const LISTENER: u64 = 0;
+pub(super) const CONNECTION: u64 = 1;
 const CONTROL: u64 = 2;
 
-struct Endpoint {
-    id: Uuid,
-    name: String,
-    listener: UnixListener,
-    vhost: Arc<VhostPort>,
-    offer: Offer,
-    connection: Option<Connection>,
+pub(super) struct Endpoint {
+    pub(super) id: Uuid,
+    pub(super) name: String,
+    pub(super) origin: Origin,
+    pub(super) vhost: Arc<VhostPort>,
+    pub(super) offer: Offer,
+    pub(super) connection: Option<Connection>,
     /// Above every generation of the port's rings.
-    generation: u64,
+    pub(super) generation: u64,
     /// The connection is to be driven again without an event.
-    soon: bool,
+    pub(super) soon: bool,
     /// What epoll watches the connection for.
-    watched_for_writing: bool,
+    pub(super) watched_for_writing: bool,
     /// The control queue's kick that epoll watches.
-    control_kick: Option<Arc<OwnedFd>>,
-    accept_after: Option<Instant>,
+    pub(super) control_kick: Option<Arc<OwnedFd>>,
     /// A connection that ended while a worker held a ring.
-    leaving: Option<Connection>,
+    pub(super) leaving: Option<Connection>,
 }
 
 /// See the module's documentation.
 pub(crate) struct Thread {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     commands: Receiver<Command>,
     notices: Receiver<Notice>,
-    status: Arc<StatusBoard>,
-    epoll: OwnedFd,
-    endpoints: HashMap<u64, Endpoint>,
+    pub(super) status: Arc<StatusBoard>,
+    pub(super) dialer: Dialer,
+    dialed: Receiver<Dialed>,
+    pub(super) epoll: OwnedFd,
+    pub(super) endpoints: HashMap<u64, Endpoint>,
     next_key: u64,
     start: Instant,
     /// Each worker's signal at the last tick.
@@ -105,11 +105,15 @@ impl Thread {
         epoll::add(&epoll, shared.notify.as_fd(), epoll::EventData::new_u64(WAKE), flags)?;
         let endpoints = HashMap::new();
         let signals = vec![0; shared.signals.len()];
+        let (dialed_in, dialed) = crossbeam_channel::unbounded();
+        let dialer = Dialer::new(dialed_in, Arc::clone(&shared.notify));
         Ok(Self {
             shared,
             commands,
             notices,
             status,
+            dialer,
+            dialed,
             epoll,
             endpoints,
             next_key: 0,
@@ -135,6 +139,9 @@ impl Thread {
             }
             while let Ok(notice) = self.notices.try_recv() {
                 self.notice(&notice);
+            }
+            while let Ok(Dialed { key, result }) = self.dialed.try_recv() {
+                self.dialed(key, result);
             }
             for event in &events {
                 let data = event.data.u64();
@@ -166,22 +173,13 @@ impl Thread {
             Command::Add(new) => {
                 let key = self.next_key;
                 self.next_key += 1;
-                let NewPort { id, name, mac, mtu, listener, vhost } = new;
+                let NewPort { id, name, mac, mtu, socket, vhost } = new;
                 let pairs = u16::try_from(vhost.pairs()).unwrap_or(1);
-                let data = epoll::EventData::new_u64(key << 2 | LISTENER);
-                let watched = listener.set_nonblocking(true).and_then(|()| {
-                    Ok(epoll::add(&self.epoll, &listener, data, epoll::EventFlags::IN)?)
-                });
-                if let Err(error) = watched {
-                    warn!(port = name, %error, "cannot listen for frontends");
-                    let reason = format!("cannot listen: {error}");
-                    self.status.set(id, PortState::Gone, Some(reason));
-                    return;
-                }
+                let (origin, connected) = Origin::new(socket);
                 let endpoint = Endpoint {
                     id,
                     name,
-                    listener,
+                    origin,
                     vhost,
                     offer: config_space::offer(mac, mtu, pairs),
                     connection: None,
@@ -189,15 +187,19 @@ impl Thread {
                     soon: false,
                     watched_for_writing: false,
                     control_kick: None,
-                    accept_after: None,
                     leaving: None,
                 };
                 self.endpoints.insert(key, endpoint);
+                match connected {
+                    Some(stream) => self.connected(key, stream),
+                    None => self.await_frontend(key),
+                }
             }
             Command::Remove(id, done) => {
                 let found = self.endpoints.iter().find(|(_, e)| e.id == id).map(|(&key, _)| key);
-                if let Some(mut endpoint) = found.and_then(|key| self.endpoints.remove(&key)) {
-                    let _ = epoll::delete(&self.epoll, &endpoint.listener);
+                let found = found.and_then(|key| Some((key, self.endpoints.remove(&key)?)));
+                if let Some((key, mut endpoint)) = found {
+                    self.ignore(key, &endpoint.origin);
                     let connections = [endpoint.connection.take(), endpoint.leaving.take()];
                     if let Some(kick) = endpoint.control_kick.take() {
                         let _ = epoll::delete(&self.epoll, &kick);
@@ -238,45 +240,7 @@ impl Thread {
         }
     }
 
-    fn accept(&mut self, key: u64) {
-        let Some(endpoint) = self.endpoints.get_mut(&key) else { return };
-        if endpoint.connection.is_some() || endpoint.leaving.is_some() {
-            return;
-        }
-        match endpoint.listener.accept() {
-            Ok((stream, _)) => {
-                let data = epoll::EventData::new_u64(key << 2 | CONNECTION);
-                let ready = stream.set_nonblocking(true).and_then(|()| {
-                    Ok(epoll::add(&self.epoll, &stream, data, epoll::EventFlags::IN)?)
-                });
-                if let Err(error) = ready {
-                    warn!(port = endpoint.name, %error, "cannot serve the frontend");
-                    return;
-                }
-                debug!(port = endpoint.name, "a frontend connected");
-                // One frontend at a time: the next waits in the listener's queue.
-                let _ = epoll::delete(&self.epoll, &endpoint.listener);
-                endpoint.vhost.release();
-                endpoint.connection = Some(Connection::new(
-                    stream,
-                    endpoint.offer.clone(),
-                    Arc::clone(&endpoint.vhost),
-                    endpoint.generation,
-                ));
-                endpoint.watched_for_writing = false;
-                self.drive(key);
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => {
-                warn!(port = endpoint.name, %error, "cannot accept a frontend");
-                let _ = epoll::delete(&self.epoll, &endpoint.listener);
-                endpoint.accept_after = Some(Instant::now() + ACCEPT_PAUSE);
-                endpoint.soon = true;
-            }
-        }
-    }
-
-    fn drive(&mut self, key: u64) {
+    pub(super) fn drive(&mut self, key: u64) {
         let Some(endpoint) = self.endpoints.get_mut(&key) else { return };
         let Some(connection) = &mut endpoint.connection else { return };
         let result = connection.drive(&endpoint.name);
@@ -314,65 +278,17 @@ impl Thread {
         }
         if endpoint.connection.is_some() {
             self.drive(key);
-        } else if endpoint.accept_after.is_none_or(|after| Instant::now() >= after) {
-            endpoint.soon = false;
-            if endpoint.accept_after.take().is_some() {
-                self.listen(key);
-            }
-        }
-    }
-
-    fn hang_up(&mut self, key: u64, end: &End) {
-        let Some(endpoint) = self.endpoints.get_mut(&key) else { return };
-        let Some(connection) = endpoint.connection.take() else { return };
-        let _ = epoll::delete(&self.epoll, &connection.stream);
-        // The peer learns it at once, even while a worker holds a ring.
-        let _ = connection.stream.shutdown(std::net::Shutdown::Both);
-        if let Some(kick) = endpoint.control_kick.take() {
-            let _ = epoll::delete(&self.epoll, &kick);
-        }
-        endpoint.soon = false;
-        let (state, reason) = match end {
-            End::Closed => {
-                debug!(port = endpoint.name, "the frontend disconnected");
-                (PortState::Listening, connection.refusal.clone())
-            }
-            End::Memory => (PortState::Quarantined, Some(end.to_string())),
-            _ => {
-                info!(port = endpoint.name, error = %end, "closed the frontend's connection");
-                let refusal = connection.refusal.clone();
-                (PortState::Listening, Some(refusal.unwrap_or_else(|| end.to_string())))
-            }
-        };
-        endpoint.leaving = Some(connection);
-        self.status.set(endpoint.id, state, reason);
-        self.leave(key);
-    }
-
-    /// Takes a closed connection's rings away, then is ready for the next one.
-    fn leave(&mut self, key: u64) {
-        let Some(endpoint) = self.endpoints.get_mut(&key) else { return };
-        let Some(mut connection) = endpoint.leaving.take() else { return };
-        let gone = connection.device.remove_all(connection.session.device());
-        if connection.device.take_changed() {
-            self.shared.epochs.advance();
-        }
-        if gone.is_err() {
-            endpoint.leaving = Some(connection);
             return;
         }
-        endpoint.generation = connection.device.generation();
-        self.listen(key);
-    }
-
-    fn listen(&mut self, key: u64) {
-        let Some(endpoint) = self.endpoints.get_mut(&key) else { return };
-        let data = epoll::EventData::new_u64(key << 2 | LISTENER);
-        if let Err(error) = epoll::add(&self.epoll, &endpoint.listener, data, epoll::EventFlags::IN)
-        {
-            warn!(port = endpoint.name, %error, "cannot listen for frontends");
+        match &mut endpoint.origin {
+            Origin::Listener { paused, .. } if paused.is_some_and(|end| Instant::now() < end) => {}
+            Origin::Listener { paused: paused @ Some(_), .. } => {
+                *paused = None;
+                endpoint.soon = false;
+                self.await_frontend(key);
+            }
+            _ => endpoint.soon = false,
         }
-        self.accept(key);
     }
 
     /// Watches the control queue's kick, which may be another one now, and answers what is there.
@@ -422,15 +338,20 @@ impl Thread {
     }
 
     /// Publishes how the port is.
-    fn show(&self, key: u64) {
-        let Some(endpoint) = self.endpoints.get(&key) else { return };
-        let Some(connection) = &endpoint.connection else { return };
+    fn show(&mut self, key: u64) {
+        let Some(endpoint) = self.endpoints.get_mut(&key) else { return };
+        let Some(connection) = &mut endpoint.connection else { return };
+        // A peer that says nothing is not known to be a frontend.
+        if !connection.heard {
+            return;
+        }
         let told = connection.session.device();
         let up = connection.device.is_up(told);
+        connection.was_up |= up;
         let (state, reason) = if endpoint.vhost.is_quarantined() {
             (PortState::Quarantined, endpoint.vhost.fault())
         } else {
-            let state = if up { PortState::Up } else { PortState::Listening };
+            let state = if up { PortState::Up } else { PortState::Connected };
             (state, connection.refusal.clone())
         };
         let queue_pairs = u16::try_from(endpoint.vhost.rx_active()).unwrap_or(0);
@@ -459,7 +380,7 @@ impl Thread {
         }
     }
 
-    /// Ages the forwarding tables, and looks after frontends that do not read their answers.
+    /// Ages the forwarding tables, and looks after frontends that do not read their answers or say nothing.
     fn housekeeping(&mut self) {
         let seconds = self.start.elapsed().as_secs();
         let now = Seconds(u32::try_from(seconds).unwrap_or(u32::MAX));
@@ -474,6 +395,13 @@ impl Thread {
         let unread: Vec<u64> = unread.map(|(&key, _)| key).collect();
         for key in unread {
             self.drive(key);
+        }
+        let silent = self.endpoints.iter().filter_map(|(&key, endpoint)| {
+            let connection = endpoint.connection.as_ref().filter(|connection| !connection.heard)?;
+            Some((key, connection.since.elapsed()))
+        });
+        for (key, silent) in silent.collect::<Vec<_>>() {
+            self.silent(key, silent);
         }
     }
 }
