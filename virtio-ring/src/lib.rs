@@ -22,6 +22,8 @@ mod chain;
 mod copy;
 mod cursor;
 mod descriptor;
+mod log;
+mod mapping;
 mod memory;
 mod poison;
 mod region;
@@ -31,6 +33,8 @@ mod split;
 
 pub use chain::{Chain, ChainBuf, ChainError, Chains, Direction, MAX_BURST, MAX_CHAIN};
 pub use cursor::Cursor;
+pub use log::{DirtyLog, LOG_PAGE};
+pub use mapping::MapError;
 pub use memory::GuestMemory;
 pub use region::{MappedRegion, MemoryError, RegionSpec};
 pub use ring::{Limit, Mark, Ring, RingConfig, RingError};

@@ -97,6 +97,15 @@ impl GuestMemory {
         Some(unsafe { GuestSlice::new(host, len as usize) })
     }
 
+    /// The guest address of a byte in one of the regions. For dirty logging: the search costs more than a look-up of a
+    /// guest address.
+    pub(crate) fn guest_addr(&self, host: *const u8) -> Option<u64> {
+        self.index.iter().find_map(|place| {
+            let offset = host.addr().checked_sub(place.host.addr())? as u64;
+            (offset < place.size).then(|| place.guest + offset)
+        })
+    }
+
     /// The host address of a range of the frontend's own addresses, if one region holds all of it and the host address is a multiple of
     /// `align`. Valid while the memory lives.
     pub(crate) fn user_range(&self, addr: u64, len: u64, align: usize) -> Option<*mut u8> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::split::SplitRing;
-use crate::{ChainBuf, Chains, Direction, GuestMemory};
+use crate::{ChainBuf, Chains, Direction, DirtyLog, GuestMemory};
 
 /// What a frontend says about a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +99,14 @@ impl Ring {
             (Layout::Split(ring), Layout::Split(before)) => ring.follow(before),
         }
         Ok(ring)
+    }
+
+    /// From now on writes to the ring itself are noted in `log`: those to a used ring at `used`, which a frontend may give
+    /// with VHOST_VRING_F_LOG, or else where they lie for the guest. Writes to buffers are the caller's to note.
+    pub fn set_log(&mut self, log: Option<&Arc<DirtyLog>>, used: Option<u64>) {
+        match &mut self.layout {
+            Layout::Split(ring) => ring.set_log(log, used),
+        }
     }
 
     /// The index to report for GET_VRING_BASE: everything before it is complete.

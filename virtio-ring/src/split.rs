@@ -7,14 +7,15 @@ use crate::chain::MAX_BURST;
 use crate::descriptor::{
     DESC_LEN, Descriptor, F_INDIRECT, F_NEXT, Walk, index, plain_flags, take_plain,
 };
+use crate::log::PartLog;
 use crate::memory::Hint;
 use crate::ring::{Limit, RingConfig, RingError};
-use crate::{ChainBuf, ChainError, Direction, GuestMemory, copy};
+use crate::{ChainBuf, ChainError, Direction, DirtyLog, GuestMemory, copy};
 
 /// The device side of a split ring: what is known of its indices. Chains that were taken or completed since the last
 /// publication are counted by [`Ring`](crate::Ring), which passes `taken`.
 ///
-/// Invariant: `desc`, `avail` and `used` point to `size` elements (and the fields around them) inside regions that `_memory` keeps
+/// Invariant: `desc`, `avail` and `used` point to `size` elements (and the fields around them) inside regions that `memory` keeps
 /// mapped, aligned to 16, 2 and 4 bytes; `size` is a power of two, and every index is masked by `size - 1`.
 #[derive(Debug)]
 pub(crate) struct SplitRing {
@@ -33,10 +34,12 @@ pub(crate) struct SplitRing {
     signalled: bool,
     hint: Hint,
     base: u16,
-    _memory: Arc<GuestMemory>,
+    /// Notes what is written to the used ring.
+    log: Option<PartLog>,
+    memory: Arc<GuestMemory>,
 }
 
-// SAFETY: the pointers lead into mappings of the process that `_memory` keeps, not into anything of a thread.
+// SAFETY: the pointers lead into mappings of the process that `memory` keeps, not into anything of a thread.
 unsafe impl Send for SplitRing {}
 
 const USED_F_NO_NOTIFY: u16 = 1;
@@ -67,7 +70,8 @@ impl SplitRing {
             signalled: false,
             hint: Hint::default(),
             base,
-            _memory: Arc::clone(memory),
+            log: None,
+            memory: Arc::clone(memory),
         })
     }
 
@@ -79,6 +83,13 @@ impl SplitRing {
             self.used_idx = before.used_idx;
             self.avail_idx = before.used_idx;
         }
+    }
+
+    pub(crate) fn set_log(&mut self, log: Option<&Arc<DirtyLog>>, used: Option<u64>) {
+        self.log = log.and_then(|log| match used {
+            Some(start) => Some(PartLog::at(log, start)),
+            None => PartLog::new(log, &self.memory, self.used),
+        });
     }
 
     pub(crate) fn next_index(&self) -> u16 {
@@ -140,6 +151,11 @@ impl SplitRing {
             copy::copy(ring, rest.as_ptr().cast(), size_of_val(rest));
         }
         self.used_word(1).store(new.to_le(), Ordering::Release);
+        if let Some(log) = &self.log {
+            log.mark(4 + start * 8, size_of_val(first));
+            log.mark(4, size_of_val(rest));
+            log.mark(2, 2);
+        }
         self.used_idx = new;
         self.wants_signal(old, new)
     }
@@ -148,7 +164,7 @@ impl SplitRing {
     pub(crate) fn suppress_kicks(&mut self) {
         // With EVENT_IDX nothing has to be written: the index of the last `arm` has passed, and is met again only after 65,536 entries.
         if !self.event_idx {
-            self.used_word(0).store(USED_F_NO_NOTIFY.to_le(), Ordering::Relaxed);
+            self.set_used_word(0, USED_F_NO_NOTIFY);
         }
     }
 
@@ -156,10 +172,9 @@ impl SplitRing {
         self.resume()?;
         let next = self.used_idx.wrapping_add(taken);
         if self.event_idx {
-            let event = self.used_word(2 + 4 * usize::from(self.size));
-            event.store(next.to_le(), Ordering::Relaxed);
+            self.set_used_word(2 + 4 * usize::from(self.size), next);
         } else {
-            self.used_word(0).store(0, Ordering::Relaxed);
+            self.set_used_word(0, 0);
         }
         // The request must be visible before the index is read: the driver writes and reads them in the other order.
         fence(Ordering::SeqCst);
@@ -302,6 +317,14 @@ impl SplitRing {
         // SAFETY: `at` is at most `size + 2`, which is mapped and aligned by the invariant; other processes access the
         // word as one unit too.
         unsafe { AtomicU16::from_ptr(self.avail.cast::<u16>().add(at)) }
+    }
+
+    #[inline(always)]
+    fn set_used_word(&self, at: usize, value: u16) {
+        self.used_word(at).store(value.to_le(), Ordering::Relaxed);
+        if let Some(log) = &self.log {
+            log.mark(2 * at, 2);
+        }
     }
 
     /// The 16-bit word at a position of the used ring: 0 flags, 1 index, behind `size` entries of four words the avail event.
