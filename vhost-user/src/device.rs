@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::features::virtio;
+use crate::message::LOG_PAGE;
 
 /// State of the device as negotiated over one connection. Cloning is cheap (descriptors are shared).
 #[derive(Clone, Debug, Default)]
@@ -19,6 +20,9 @@ pub struct Device {
     /// The frontend's channel for our requests. It must stay open: User-mode Linux takes a hang-up
     /// for an unplugged device.
     pub backend_channel: Option<Arc<OwnedFd>>,
+    /// Where dirty pages are logged, from SET_LOG_BASE until LOG_ALL is taken back. While LOG_ALL is on, the log
+    /// covers all of `regions`, and rings run only when there is one.
+    pub log: Option<Log>,
     /// MTU given by NET_SET_MTU, in bytes.
     pub mtu: Option<u16>,
     /// Virtio device status (virtio 1.3 §2.1), as given by SET_STATUS.
@@ -39,6 +43,19 @@ pub struct Region {
     pub user_addr: u64,
     /// Offset of the first byte in the file.
     pub mmap_offset: u64,
+    /// The file.
+    pub fd: Arc<OwnedFd>,
+}
+
+/// The frontend's dirty log: one bit for each 4 KiB of guest addresses from 0 on.
+///
+/// The session has checked the numbers only. Kind and size of the file must be checked by who maps it.
+#[derive(Clone, Debug)]
+pub struct Log {
+    /// Size in bytes.
+    pub size: u64,
+    /// Offset of the first byte in the file.
+    pub offset: u64,
     /// The file.
     pub fd: Arc<OwnedFd>,
 }
@@ -72,10 +89,8 @@ pub struct VringAddr {
     pub desc: u64,
     pub used: u64,
     pub avail: u64,
-    /// Guest physical address for dirty logging of the used ring; unused while logging is not offered.
-    pub log: u64,
-    /// Always 0 while logging is not offered.
-    pub flags: u32,
+    /// Guest address at which writes to the used ring are logged (VHOST_VRING_F_LOG). It may lie outside of all regions.
+    pub log: Option<u64>,
 }
 
 impl Device {
@@ -89,6 +104,18 @@ impl Device {
     #[must_use]
     pub fn has_protocol(&self, mask: u64) -> bool {
         self.protocol_features & mask == mask
+    }
+
+    /// Dirty pages have to be logged.
+    #[must_use]
+    pub fn is_logging(&self) -> bool {
+        self.has(virtio::F_LOG_ALL)
+    }
+
+    /// Guest addresses that a log must cover: from 0 to the end of the highest region.
+    pub(crate) fn guest_end(&self) -> u64 {
+        // The sums were checked when the regions came.
+        self.regions.iter().map(|region| region.guest_addr + region.size).max().unwrap_or(0)
     }
 
     /// Index of the control queue, if the driver accepted one (virtio 1.3 §5.1.2): after all pairs
@@ -118,6 +145,14 @@ impl Device {
         self.regions.iter().find_map(|region| {
             within(region.guest_addr, region.size, guest_addr, len).map(|offset| (region, offset))
         })
+    }
+}
+
+impl Log {
+    /// The first guest address that has no bit.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.size.saturating_mul(8 * LOG_PAGE)
     }
 }
 

@@ -68,7 +68,7 @@ pub enum Refusal {
     RingBase { ring: usize, base: u32 },
     #[error("ring {ring}: {part} address {addr:#x} is not a multiple of {align}")]
     RingAlignment { ring: usize, part: &'static str, addr: u64, align: u64 },
-    #[error("ring {ring}: flags {flags:#x} (dirty logging) were not offered")]
+    #[error("ring {ring}: flags {flags:#x} mean nothing")]
     RingFlags { ring: usize, flags: u32 },
     #[error("ring {ring}: enable value {value}, expected 0 or 1")]
     RingEnable { ring: usize, value: u32 },
@@ -88,6 +88,16 @@ pub enum Refusal {
     RegionOverlap { first: usize, second: usize, what: &'static str },
     #[error("no memory region of {size:#x} bytes at guest address {guest_addr:#x}")]
     NoSuchRegion { guest_addr: u64, size: u64 },
+    #[error(
+        "a dirty log of {size:#x} bytes at offset {offset:#x} is empty, too large or overflows"
+    )]
+    LogSize { size: u64, offset: u64 },
+    #[error(
+        "the dirty log ends at guest address {end:#x}, the guest's memory at {needed:#x}; a larger log must come first (SET_LOG_BASE)"
+    )]
+    LogTooSmall { end: u64, needed: u64 },
+    #[error("dirty pages cannot be logged while ring {ring} runs: there is no log (SET_LOG_BASE)")]
+    NoLog { ring: usize },
     #[error("configuration bytes {offset}+{size} are outside of the {len} bytes there are")]
     ConfigRange { offset: u32, size: u32, len: usize },
     #[error("{got} configuration bytes came, the message says {expected}")]

@@ -22,7 +22,7 @@ pub mod virtio {
     pub const NET_F_GUEST_ANNOUNCE: u64 = 1 << 21;
     pub const NET_F_MQ: u64 = 1 << 22;
     pub const NET_F_CTRL_MAC_ADDR: u64 = 1 << 23;
-    /// The frontend wants dirty pages logged (vhost, not virtio). Not offered yet.
+    /// The frontend wants dirty pages logged (vhost, not virtio); it comes and goes while rings run.
     pub const F_LOG_ALL: u64 = 1 << 26;
     pub const F_ANY_LAYOUT: u64 = 1 << 27;
     pub const F_INDIRECT_DESC: u64 = 1 << 28;
@@ -52,6 +52,7 @@ pub mod protocol {
 
     /// All features that the session implements: an [`Offer`](crate::Offer) may choose among them.
     pub const SUPPORTED: u64 = MQ
+        | LOG_SHMFD
         | RARP
         | REPLY_ACK
         | MTU

@@ -1,12 +1,14 @@
 //! What each message does to the device. Handlers change a copy of the state: what they return as a
 //! refusal leaves no trace.
 
+mod log;
 mod memory;
 mod setup;
 mod vring;
 
 use std::os::fd::OwnedFd;
 
+pub(crate) use log::{set_log_base, set_log_fd};
 pub(crate) use memory::{add_mem_reg, get_max_mem_slots, rem_mem_reg, set_mem_table};
 pub(crate) use setup::{
     get_config, get_features, get_protocol_features, get_queue_num, get_status, net_set_mtu,
@@ -42,6 +44,8 @@ pub(crate) enum Reaction {
     Done,
     Reply(Vec<u8>),
     Act(Action),
+    /// An action whose success is answered by this.
+    ActThenReply(Action, Vec<u8>),
 }
 
 impl Reaction {

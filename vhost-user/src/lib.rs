@@ -32,7 +32,7 @@ mod session;
 pub mod socket;
 mod table;
 
-pub use device::{Device, Region, Vring, VringAddr};
+pub use device::{Device, Log, Region, Vring, VringAddr};
 pub use error::{ProtocolError, Refusal};
 pub use message::{HEADER_LEN, MAX_FDS, MAX_PAYLOAD, Request};
 pub use session::{Action, MEM_SLOTS, OUTPUT_LIMIT, Offer, Outcome, Session, TABLE_REGIONS};

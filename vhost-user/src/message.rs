@@ -9,6 +9,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub const HEADER_LEN: usize = 12;
 /// Longest payload accepted, in bytes. The longest legal one today is far shorter.
 pub const MAX_PAYLOAD: usize = 4096;
+/// Guest bytes for which one bit of the dirty log stands.
+pub(crate) const LOG_PAGE: u64 = 4096;
 /// Most file descriptors one message may carry.
 pub const MAX_FDS: usize = 32;
 
@@ -156,6 +158,14 @@ pub(crate) struct RegionPayload {
     pub(crate) size: u64,
     pub(crate) user_addr: u64,
     pub(crate) mmap_offset: u64,
+}
+
+/// Payload of SET_LOG_BASE.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(crate) struct LogPayload {
+    pub(crate) size: u64,
+    pub(crate) offset: u64,
 }
 
 /// First part of SET_MEM_TABLE's payload; the regions follow.

@@ -22,7 +22,7 @@ pub const OUTPUT_LIMIT: usize = 4096;
 /// What the port offers to its frontend; fixed for the connection.
 #[derive(Clone, Debug)]
 pub struct Offer {
-    /// Device features. `F_PROTOCOL_FEATURES` is added; `F_LOG_ALL` is taken out (no dirty log yet).
+    /// Device features. `F_PROTOCOL_FEATURES` is added, and `F_LOG_ALL` where LOG_SHMFD is offered.
     pub features: u64,
     /// Protocol features, masked with [`protocol::SUPPORTED`].
     pub protocol_features: u64,
@@ -39,10 +39,13 @@ pub struct Offer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Action {
-    /// `features` changed (no ring with another layout runs) or rings were enabled by it.
+    /// `features` changed (no ring with another layout runs), rings were enabled by it, or dirty logging was switched on
+    /// or off.
     Features,
     /// The regions changed: map the new table, rebuild rings, unmap the old after quiescence.
     Memory,
+    /// There is another dirty log: map it, and use it in place of the old one from the completion on.
+    Log,
     /// Anything of this ring changed (size, addresses, base, notifiers, enabled, started): rebuild it.
     Vring(u16),
     /// Stop this ring and complete with [`Outcome::VringBase`].
@@ -81,6 +84,8 @@ struct Pending {
     request: Request,
     action: Action,
     acknowledge: bool,
+    /// The message's own answer.
+    answer: Option<Vec<u8>>,
     before: Device,
 }
 
@@ -89,8 +94,12 @@ impl Session {
     pub fn new(offer: Offer) -> Session {
         let mut offer = offer;
         offer.features |= virtio::F_PROTOCOL_FEATURES;
-        offer.features &= !virtio::F_LOG_ALL;
         offer.protocol_features &= protocol::SUPPORTED;
+        if offer.protocol_features & protocol::LOG_SHMFD == 0 {
+            offer.features &= !virtio::F_LOG_ALL;
+        } else {
+            offer.features |= virtio::F_LOG_ALL;
+        }
         offer.queue_pairs = offer.queue_pairs.clamp(1, 127);
         let control = usize::from(offer.features & virtio::NET_F_CTRL_VQ != 0);
         let rings = usize::from(offer.queue_pairs) * 2 + control;
@@ -157,7 +166,7 @@ impl Session {
     /// When the action failed and the frontend cannot be told; the connection is over.
     pub fn complete(&mut self, outcome: Outcome) -> Result<(), ProtocolError> {
         let Some(pending) = self.pending.take() else { return Ok(()) };
-        let Pending { request, action, acknowledge, before } = pending;
+        let Pending { request, action, acknowledge, answer, before } = pending;
         match (action, outcome) {
             (Action::StopVring(index), Outcome::VringBase(base)) => {
                 self.device.vrings[usize::from(index)].base = base;
@@ -173,7 +182,10 @@ impl Session {
                 self.refuse(request, acknowledge, OnRefusal::Close, Refusal::Failed)
             }
             (_, Outcome::Done | Outcome::VringBase(_)) => {
-                self.acknowledge(request, acknowledge, 0);
+                match answer {
+                    Some(answer) => self.reply(request, &answer),
+                    None => self.acknowledge(request, acknowledge, 0),
+                }
                 Ok(())
             }
         }
@@ -239,10 +251,9 @@ impl Session {
                 self.reply(request, &payload);
                 Ok(None)
             }
-            Ok(Reaction::Act(action)) => {
-                let before = std::mem::replace(&mut self.device, next);
-                self.pending = Some(Pending { request, action, acknowledge, before });
-                Ok(Some(action))
+            Ok(Reaction::Act(action)) => Ok(self.act(request, next, action, acknowledge, None)),
+            Ok(Reaction::ActThenReply(action, answer)) => {
+                Ok(self.act(request, next, action, acknowledge, Some(answer)))
             }
             Err(refusal) => {
                 let acknowledge = rule.answer == Answer::Ack && wants_ack(&self.device);
@@ -250,6 +261,19 @@ impl Session {
                 Ok(None)
             }
         }
+    }
+
+    fn act(
+        &mut self,
+        request: Request,
+        next: Device,
+        action: Action,
+        acknowledge: bool,
+        answer: Option<Vec<u8>>,
+    ) -> Option<Action> {
+        let before = std::mem::replace(&mut self.device, next);
+        self.pending = Some(Pending { request, action, acknowledge, answer, before });
+        Some(action)
     }
 
     fn refuse(

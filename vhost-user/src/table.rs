@@ -7,7 +7,8 @@
 use crate::features::protocol;
 use crate::handlers::{self as on, Handler};
 use crate::message::{
-    ConfigHead, RegionPayload, Request, SlotPayload, TableHead, VringAddrPayload, VringState,
+    ConfigHead, LogPayload, RegionPayload, Request, SlotPayload, TableHead, VringAddrPayload,
+    VringState,
 };
 use crate::session::TABLE_REGIONS;
 
@@ -49,6 +50,7 @@ const NONE: (usize, usize) = (0, 0);
 const U64: (usize, usize) = (8, 8);
 const STATE: (usize, usize) = exactly(size_of::<VringState>());
 const ADDR: (usize, usize) = exactly(size_of::<VringAddrPayload>());
+const LOG: (usize, usize) = exactly(size_of::<LogPayload>());
 const SLOT: (usize, usize) = exactly(size_of::<SlotPayload>());
 /// May be longer than its region count needs: User-mode Linux always sends two regions' room.
 const TABLE_PAYLOAD: (usize, usize) =
@@ -69,6 +71,8 @@ pub(crate) const RULES: &[Rule] = &[
     row(Request::SET_OWNER,             NONE,          (0, 0),  0,                             Ack,   Close,  on::set_owner),
     row(Request::RESET_OWNER,           NONE,          (0, 0),  0,                             Ack,   Close,  on::reset_owner),
     row(Request::SET_MEM_TABLE,         TABLE_PAYLOAD, (0, TABLE_REGIONS), 0,                  Ack,   Close,  on::set_mem_table),
+    row(Request::SET_LOG_BASE,          LOG,           (1, 1),  protocol::LOG_SHMFD,           Reply, Close,  on::set_log_base),
+    row(Request::SET_LOG_FD,            (0, 8),        (0, 1),  protocol::LOG_SHMFD,           Ack,   Ignore, on::set_log_fd),
     row(Request::SET_VRING_NUM,         STATE,         (0, 0),  0,                             Ack,   Close,  on::set_vring_num),
     row(Request::SET_VRING_ADDR,        ADDR,          (0, 0),  0,                             Ack,   Close,  on::set_vring_addr),
     row(Request::SET_VRING_BASE,        STATE,         (0, 0),  0,                             Ack,   Close,  on::set_vring_base),

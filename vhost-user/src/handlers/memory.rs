@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::{Context, Reaction, head};
+use super::{Context, Reaction, head, log};
 use crate::device::Region;
 use crate::error::Refusal;
 use crate::message::{RegionPayload, SlotPayload, TableHead};
@@ -30,6 +30,7 @@ pub(crate) fn set_mem_table(context: &mut Context<'_>) -> Result<Reaction, Refus
         add(&mut regions, payload, fd)?;
     }
     context.device.regions = regions;
+    log::check(context.device)?;
     Ok(Reaction::Act(Action::Memory))
 }
 
@@ -46,6 +47,7 @@ pub(crate) fn add_mem_reg(context: &mut Context<'_>) -> Result<Reaction, Refusal
         return Err(Refusal::FdCount { got: 0, expected: 1 });
     };
     add(regions, head::<SlotPayload>(context.payload).0.region, fd)?;
+    log::check(context.device)?;
     Ok(Reaction::Act(Action::Memory))
 }
 

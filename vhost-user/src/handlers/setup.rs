@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use zerocopy::IntoBytes;
 
-use super::{Context, Reaction, head, u64_of};
+use super::{Context, Reaction, head, log, u64_of};
 use crate::device::{Device, Vring};
 use crate::error::Refusal;
 use crate::features::virtio;
@@ -15,7 +15,7 @@ pub(crate) fn get_features(context: &mut Context<'_>) -> Result<Reaction, Refusa
     Ok(Reaction::reply(context.offer.features))
 }
 
-/// Layout-changing bits may only change while no ring runs. Without bit 30 there is no
+/// While a ring runs only dirty logging may be switched on and off. Without bit 30 there is no
 /// SET_VRING_ENABLE and all rings are enabled at once.
 pub(crate) fn set_features(context: &mut Context<'_>) -> Result<Reaction, Refusal> {
     let features = u64_of(context.payload);
@@ -24,11 +24,12 @@ pub(crate) fn set_features(context: &mut Context<'_>) -> Result<Reaction, Refusa
     if unknown != 0 {
         return Err(Refusal::Features(unknown));
     }
-    if features != device.features
+    if (features ^ device.features) & !virtio::F_LOG_ALL != 0
         && let Some(ring) = device.vrings.iter().position(Vring::is_running)
     {
         return Err(Refusal::FeaturesWhileRunning { ring });
     }
+    log::switch(device, features)?;
     device.features = features;
     if features & virtio::F_PROTOCOL_FEATURES == 0 {
         for vring in &mut device.vrings {
@@ -129,6 +130,7 @@ pub(crate) fn set_config(context: &mut Context<'_>) -> Result<Reaction, Refusal>
 pub(crate) fn reset_device(context: &mut Context<'_>) -> Result<Reaction, Refusal> {
     stop_rings(context.device);
     context.device.features = 0;
+    context.device.log = None;
     context.device.status = 0;
     Ok(Reaction::Act(Action::Reset))
 }

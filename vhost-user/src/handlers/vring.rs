@@ -16,6 +16,8 @@ use crate::session::Action;
 
 /// Of SET_VRING_KICK/CALL/ERR: no descriptor comes along, the ring is polled instead.
 const NO_FD: u64 = 1 << 8;
+/// VHOST_VRING_F_LOG of SET_VRING_ADDR: writes to the used ring are logged at the given guest address.
+const FLAG_LOG: u32 = 1;
 
 pub(crate) fn set_vring_num(context: &mut Context<'_>) -> Result<Reaction, Refusal> {
     let (VringState { index, num }, _) = head(context.payload);
@@ -28,13 +30,13 @@ pub(crate) fn set_vring_num(context: &mut Context<'_>) -> Result<Reaction, Refus
     Ok(Reaction::Act(action))
 }
 
-/// While the ring runs only the same addresses are accepted (frontends repeat them when they change
-/// the log flag).
+/// While the ring runs only the same addresses are accepted; frontends repeat them when they switch the
+/// logging of its used ring.
 pub(crate) fn set_vring_addr(context: &mut Context<'_>) -> Result<Reaction, Refusal> {
     let (payload, _) = head::<VringAddrPayload>(context.payload);
     let VringAddrPayload { index, flags, desc, used, avail, log } = payload;
     let (ring, vring, action) = select(context.device, u64::from(index))?;
-    if flags != 0 {
+    if flags & !FLAG_LOG != 0 {
         return Err(Refusal::RingFlags { ring, flags });
     }
     for (part, addr, align) in
@@ -44,9 +46,11 @@ pub(crate) fn set_vring_addr(context: &mut Context<'_>) -> Result<Reaction, Refu
             return Err(Refusal::RingAlignment { ring, part, addr, align });
         }
     }
-    let addr = VringAddr { desc, used, avail, log, flags };
-    if vring.is_running() && vring.addr == Some(addr) {
-        return Ok(Reaction::Done);
+    let log = (flags & FLAG_LOG != 0).then_some(log);
+    let addr = VringAddr { desc, used, avail, log };
+    if vring.is_running() && vring.addr.is_some_and(|old| VringAddr { log, ..old } == addr) {
+        vring.addr = Some(addr);
+        return Ok(Reaction::Act(action));
     }
     // A kick may come before the addresses; then there is nothing to stop yet.
     if vring.addr.is_some() {
