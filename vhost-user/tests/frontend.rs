@@ -11,7 +11,7 @@ use vhost::vhost_user::message::{
     VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures,
 };
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vhost::{VhostBackend, VhostUserDirtyLogRegion, VhostUserMemoryRegionInfo, VringConfigData};
 use vhost_user::features::{protocol, virtio};
 use vhost_user::socket::{self, Read};
 use vhost_user::{Action, Device, Offer, Outcome, Session};
@@ -82,7 +82,7 @@ fn region(file: &File, guest: u64, user: u64, offset: u64) -> VhostUserMemoryReg
 
 fn negotiate(frontend: &mut Frontend) {
     frontend.set_owner().unwrap();
-    assert_eq!(frontend.get_features().unwrap(), FEATURES);
+    assert_eq!(frontend.get_features().unwrap(), FEATURES | virtio::F_LOG_ALL);
     let offered = frontend.get_protocol_features().unwrap();
     frontend.set_protocol_features(offered).unwrap();
     assert!(offered.contains(VhostUserProtocolFeatures::REPLY_ACK));
@@ -146,6 +146,29 @@ fn a_device_is_set_up_and_stopped() {
     assert_eq!(file.st_ino, rustix::fs::fstat(&memory).unwrap().st_ino);
 }
 
+/// As Cloud Hypervisor starts and ends a migration.
+#[test]
+fn dirty_logging_goes_on_and_off() {
+    let (mut frontend, thread) = connect();
+    negotiate(&mut frontend);
+    let file: File = tempfile::tempfile().unwrap();
+    frontend.set_mem_table(&[region(&file, 0, 0x7f00_0000_0000, 0)]).unwrap();
+    let log = VhostUserDirtyLogRegion {
+        mmap_size: 4096,
+        mmap_offset: 8192,
+        mmap_handle: file.as_raw_fd(),
+    };
+    frontend.set_log_base(0, Some(log)).unwrap();
+    frontend.set_features(FEATURES | virtio::F_LOG_ALL).unwrap();
+    frontend.set_features(FEATURES).unwrap();
+    frontend.set_log_base(0, Some(log)).unwrap();
+    drop(frontend);
+    let Seen { device, actions } = thread.join().unwrap();
+    let log = device.log.unwrap();
+    assert_eq!((log.size, log.offset), (4096, 8192));
+    assert!(actions.ends_with(&[Action::Log, Action::Features, Action::Features, Action::Log]));
+}
+
 #[test]
 fn configuration_and_reset() {
     let (mut frontend, thread) = connect();
@@ -178,7 +201,7 @@ fn refusals_reach_the_frontend() {
     let memory = tempfile::tempfile().unwrap();
     let overlapping = [region(&memory, 0, 0x1000_0000, 0), region(&memory, 4096, 0x2000_0000, 0)];
     assert!(frontend.set_mem_table(&overlapping).is_err());
-    assert!(frontend.set_log_fd(memory.as_raw_fd()).is_err(), "no dirty log");
+    frontend.set_log_fd(memory.as_raw_fd()).unwrap();
     frontend.set_vring_num(0, 256).unwrap();
     drop(frontend);
     let Seen { device, .. } = thread.join().unwrap();

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use common::{Driver, F_INDIRECT, F_NEXT, F_WRITE, GUEST, Guest, USER};
 use proptest::prelude::*;
 use virtio_ring::{
-    Chain, ChainBuf, ChainError, Cursor, Direction, GuestMemory, Limit, MapError, MappedRegion, MemoryError,
-    RegionSpec, Ring, RingError,
+    Chain, ChainBuf, ChainError, Cursor, Direction, GuestMemory, Limit, MapError, MappedRegion,
+    MemoryError, RegionSpec, Ring, RingError,
 };
 
 const ALL: Limit = Limit { chains: 64, bytes: u64::MAX };
@@ -274,18 +274,27 @@ fn regions_must_lie_in_their_file_on_a_memory_file_system() {
     let small = map(RegionSpec { size: MEMORY + 1, ..good });
     assert!(matches!(small, Err(MemoryError::Region { error: MapError::FileTooSmall { .. }, .. })));
     let beyond = map(RegionSpec { mmap_offset: 4096, ..good });
-    assert!(matches!(beyond, Err(MemoryError::Region { error: MapError::FileTooSmall { .. }, .. })));
+    assert!(matches!(
+        beyond,
+        Err(MemoryError::Region { error: MapError::FileTooSmall { .. }, .. })
+    ));
     for spec in [
         RegionSpec { size: 0, ..good },
         RegionSpec { mmap_offset: u64::MAX, ..good },
         RegionSpec { guest_addr: u64::MAX - 4096, ..good },
         RegionSpec { user_addr: u64::MAX - 4096, ..good },
     ] {
-        assert!(matches!(map(spec), Err(MemoryError::Region { error: MapError::Size { .. }, .. })), "{spec:?}");
+        assert!(
+            matches!(map(spec), Err(MemoryError::Region { error: MapError::Size { .. }, .. })),
+            "{spec:?}"
+        );
     }
     let file = std::fs::File::open("/proc/self/exe").unwrap();
     let disk = MappedRegion::map(good, std::os::fd::AsFd::as_fd(&file));
-    assert!(matches!(disk, Err(MemoryError::Region { error: MapError::FileSystem { .. }, .. })), "{disk:?}");
+    assert!(
+        matches!(disk, Err(MemoryError::Region { error: MapError::FileSystem { .. }, .. })),
+        "{disk:?}"
+    );
     let part = RegionSpec { size: MEMORY / 2, ..good };
     let one = Arc::new(map(part).unwrap());
     let overlapping = RegionSpec { guest_addr: GUEST + MEMORY / 2 - 1, ..part };

@@ -10,6 +10,8 @@ use crate::{BufferTooSmall, MacAddr, Malformed};
 
 pub const REQUEST: u16 = 1;
 pub const REPLY: u16 = 2;
+/// RARP (RFC 903).
+pub const REVERSE_REQUEST: u16 = 3;
 
 const HARDWARE_ETHERNET: u16 = 1;
 
@@ -58,6 +60,16 @@ impl ArpPacket {
             sender_ip: sender.octets(),
             target_mac: MacAddr::ZERO,
             target_ip: target.octets(),
+        }
+    }
+
+    /// "Which address do I have?" (RFC 903). Sent to all, it shows switches where the station is.
+    #[must_use]
+    pub fn reverse_request(mac: MacAddr) -> Self {
+        Self {
+            operation: U16::new(REVERSE_REQUEST),
+            target_mac: mac,
+            ..Self::request(mac, Ipv4Addr::UNSPECIFIED, Ipv4Addr::UNSPECIFIED)
         }
     }
 

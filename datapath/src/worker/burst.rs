@@ -5,7 +5,7 @@ use std::io;
 use rustix::io::Errno;
 use switch::{DropReason, Verdict};
 use virtio_ring::{ChainBuf, ChainError, Chains, Cursor, Direction, Limit, MAX_BURST};
-use wire::VirtioNetHdr;
+use wire::{MacAddr, VirtioNetHdr};
 use zerocopy::FromBytes;
 
 use super::Context;
@@ -17,8 +17,8 @@ use crate::counters::Counters;
 use crate::offload::{Offload, OffloadSet, validate};
 use crate::port::internal::Egress;
 use crate::port::kernel::KernelPort;
-use crate::port::vhost_user::VhostPort;
 use crate::port::vhost_user::queue::Live;
+use crate::port::vhost_user::{VhostPort, announce};
 use crate::snapshot::{Device, Port};
 
 /// Bytes that a burst copies, over all outputs: it ends with the frame that exceeds this.
@@ -118,7 +118,8 @@ impl Buffers {
         if memory.is_poisoned() {
             return Err(Fault::Memory);
         }
-        Ok((done, ring.publish()))
+        let signal = ring.publish();
+        if live.log_is_lost() { Err(Fault::Log) } else { Ok((done, signal)) }
     }
 
     /// Takes a burst out of a TAP queue or packet socket. Returns how many frames there were.
@@ -179,6 +180,16 @@ impl Buffers {
             count(&metas[..n], counters);
         }
         n
+    }
+
+    /// Sends a guest's announcement as if it came from the guest.
+    pub(crate) fn announce(&mut self, context: &Context<'_>, port: &Port, mac: MacAddr) {
+        let frame = announce::frame(mac);
+        let len = u32::try_from(frame.len()).unwrap_or(0);
+        let metas = [Meta { len, ..Meta::NONE }];
+        let batch = Batch { ingress: port.index, metas: &metas, bytes: Bytes::Single(&frame) };
+        forward(context, port, &batch, &mut self.outputs, &mut self.storage);
+        count(&metas, &port.counters[context.worker]);
     }
 
     /// Sends an engine's frame on the port that it names.

@@ -393,6 +393,20 @@ impl Poller {
         self.snapshot = snapshot;
         self.epoch = epoch;
         self.shared.epochs.seen(self.id, epoch);
+        self.announce();
+    }
+
+    /// Sends the announcements that are waiting; whichever worker comes first does.
+    fn announce(&mut self) {
+        let Self { snapshot, shared, buffers, .. } = self;
+        let context = Context { worker: self.id, snapshot, shared, now: self.now };
+        for port in snapshot.ports() {
+            if let Device::Vhost(vhost) = &port.device
+                && let Some(mac) = vhost.take_announcement()
+            {
+                buffers.announce(&context, port, mac);
+            }
+        }
     }
 
     /// Rings are dealt out over the workers.

@@ -42,6 +42,7 @@ pub(crate) enum Fault {
     Ring(RingError),
     Chain(ChainError),
     Memory,
+    Log,
 }
 
 impl std::fmt::Display for Fault {
@@ -50,6 +51,7 @@ impl std::fmt::Display for Fault {
             Self::Ring(error) => write!(f, "{error}"),
             Self::Chain(error) => write!(f, "a receive buffer is unusable: {error}"),
             Self::Memory => f.write_str("the file behind the guest's memory was cut short"),
+            Self::Log => f.write_str("the file behind the dirty log was cut short"),
         }
     }
 }
@@ -181,7 +183,7 @@ impl Writer<'_, '_, '_> {
     /// As many of the next frames as are plain: nothing to change, nothing left to do, and the next buffer holds it.
     #[inline]
     fn plain(&mut self, jobs: &[Job]) -> Result<usize, Fault> {
-        let Live { ring, memory, hdr_len, .. } = &mut *self.live;
+        let Live { ring, memory, log, hdr_len, .. } = &mut *self.live;
         if *hdr_len != PLAIN_HEADER.len() || jobs.is_empty() {
             return Ok(0);
         }
@@ -218,6 +220,12 @@ impl Writer<'_, '_, '_> {
             ring.complete(chain.head, meta.len + 12);
             bytes += u64::from(meta.len);
             done += 1;
+        }
+        if let Some(log) = log {
+            for (job, chain) in jobs.iter().zip(&chains.as_slice()[..done]) {
+                let len = self.batch.meta(usize::from(job.frame)).len as usize;
+                log.mark_slices(memory, chains.slices(chain), PLAIN_HEADER.len() + len);
+            }
         }
         ring.unread(chains.len() - done);
         self.packets += done as u64;
@@ -279,7 +287,7 @@ impl Writer<'_, '_, '_> {
     }
 
     fn put(&mut self, shaped: &Shaped<'_, '_>) -> Result<Put, Fault> {
-        let Live { ring, memory, hdr_len, mergeable, .. } = &mut *self.live;
+        let Live { ring, memory, log, hdr_len, mergeable, .. } = &mut *self.live;
         let need = *hdr_len + shaped.len;
         let most = if *mergeable { MAX_BURST } else { 1 };
         let limit = Limit { chains: most, bytes: need as u64 };
@@ -304,6 +312,9 @@ impl Writer<'_, '_, '_> {
         }
         let mut tail = shaped.tail;
         to.copy_from(&mut tail, shaped.tail_len);
+        if let Some(log) = log {
+            log.mark_slices(memory, chains.slices_of(0, chains.len()), need);
+        }
         let mut left = need;
         for chain in chains.as_slice() {
             let len = left.min(chain.len as usize);
@@ -323,7 +334,8 @@ impl Writer<'_, '_, '_> {
         if self.live.memory.is_poisoned() {
             return Err(Fault::Memory);
         }
-        Ok(self.live.ring.publish())
+        let signal = self.live.ring.publish();
+        if self.live.log_is_lost() { Err(Fault::Log) } else { Ok(signal) }
     }
 }
 

@@ -130,6 +130,8 @@ impl Nic {
         let features = options.features | VERSION_1 | PROTOCOL | mq;
         assert_eq!(features & !offered, 0, "every feature wanted is offered: {offered:#x}");
         let wanted = VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::LOG_SHMFD
+            | VhostUserProtocolFeatures::RARP
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
         let protocol = frontend.get_protocol_features().unwrap() & wanted;
@@ -230,6 +232,26 @@ impl Nic {
     pub(crate) fn set_u16(&self, ring: usize, offset: u64, value: u16) {
         let addr = GuestAddress(self.rings[ring].base + offset);
         self.memory.store(value, addr, Ordering::SeqCst).unwrap();
+    }
+
+    /// Guest addresses that only the device writes: the used rings and, in the first, the receive buffers.
+    pub(crate) fn written_by_device(&self) -> [std::ops::Range<u64>; 2] {
+        let (rx, tx) = (&self.rings[0], &self.rings[1]);
+        let buffers = u64::from(rx.size) * u64::from(self.options.rx_buffer);
+        [rx.base + USED..rx.base + BUFFERS + buffers, tx.base + USED..tx.base + BUFFERS]
+    }
+
+    /// SEND_RARP, which the `vhost` crate does not have; waits for the answer.
+    pub(crate) fn announce(&mut self) {
+        let [a, b, c, d, e, f] = self.mac.0;
+        let header: Vec<u8> = [19_u32, 1 | 8, 8].into_iter().flat_map(u32::to_ne_bytes).collect();
+        let message = [&header[..], &[a, b, c, d, e, f, 0, 0]].concat();
+        // SAFETY: the frontend keeps the descriptor open.
+        let socket = unsafe { BorrowedFd::borrow_raw(self.frontend.as_raw_fd()) };
+        rustix::io::write(socket, &message).unwrap();
+        let mut reply = [0xff; 20];
+        assert_eq!(rustix::io::read(socket, &mut reply).unwrap(), reply.len());
+        assert_eq!(reply[12..], [0; 8], "SEND_RARP was refused");
     }
 
     fn event_idx(&self) -> bool {

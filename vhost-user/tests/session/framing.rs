@@ -125,7 +125,7 @@ fn unread_replies_pause_the_session_and_stay_bounded() {
 
 #[test]
 fn unknown_requests_are_denied_if_asked_else_the_end() {
-    for request in [0, 6, 7, 22, 31, 44, u32::MAX] {
+    for request in [0, 22, 31, 44, u32::MAX] {
         let mut peer = Peer::negotiated();
         assert_eq!(peer.ack(Request(request), &[1; 100], fds(3)), 1);
         assert!(peer.session.take_refusal().is_some());

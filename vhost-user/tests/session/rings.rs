@@ -115,7 +115,7 @@ fn start_index_fits_a_split_ring() {
 }
 
 #[test]
-fn addresses_are_aligned_and_log_is_refused() {
+fn addresses_are_aligned_and_flags_known() {
     let mut peer = Peer::negotiated();
     for (payload, part) in [
         (addr(0, 8, 0, 0), "descriptor"),
@@ -125,10 +125,10 @@ fn addresses_are_aligned_and_log_is_refused() {
         let error = refusal(peer.send(Request::SET_VRING_ADDR, &payload));
         assert!(matches!(error, Refusal::RingAlignment { part: got, .. } if got == part));
     }
-    let mut log = addr(0, 0, 0, 0);
-    log[4] = 1;
-    let error = refusal(peer.send(Request::SET_VRING_ADDR, &log));
-    assert_eq!(error, Refusal::RingFlags { ring: 0, flags: 1 });
+    let mut flags = addr(0, 0, 0, 0);
+    flags[4] = 2;
+    let error = refusal(peer.send(Request::SET_VRING_ADDR, &flags));
+    assert_eq!(error, Refusal::RingFlags { ring: 0, flags: 2 });
 }
 
 #[test]

@@ -141,7 +141,7 @@ impl Thread {
                 let closed = (idle != PortState::Listening).then(|| end.to_string());
                 (idle, connection.refusal.clone().or(closed))
             }
-            End::Memory if idle != PortState::Gone => {
+            End::Memory | End::Log if idle != PortState::Gone => {
                 (PortState::Quarantined, Some(end.to_string()))
             }
             _ => {

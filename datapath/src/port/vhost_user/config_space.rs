@@ -28,11 +28,14 @@ const FEATURES: u64 = virtio::F_VERSION_1
     | virtio::NET_F_CTRL_VQ
     | virtio::NET_F_CTRL_RX
     | virtio::NET_F_CTRL_MAC_ADDR
+    | virtio::NET_F_GUEST_ANNOUNCE
     | virtio::NET_F_MQ
     | virtio::NET_F_STATUS
     | virtio::NET_F_MTU;
 
 const PROTOCOL_FEATURES: u64 = protocol::MQ
+    | protocol::LOG_SHMFD
+    | protocol::RARP
     | protocol::REPLY_ACK
     | protocol::MTU
     | protocol::CONFIG

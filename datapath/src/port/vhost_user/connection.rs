@@ -31,6 +31,8 @@ pub(super) enum End {
     Silent(Duration),
     #[error("the file behind the guest's memory was cut short")]
     Memory,
+    #[error("the file behind the dirty log was cut short")]
+    Log,
 }
 
 /// What the thread has to do for a connection.
@@ -96,6 +98,9 @@ impl Connection {
         if self.breaking {
             if self.device.is_poisoned() {
                 return Err(End::Memory);
+            }
+            if self.device.is_log_poisoned() {
+                return Err(End::Log);
             }
             if self.device.break_off(self.session.device()).is_err() {
                 return Ok(Wait::Soon);

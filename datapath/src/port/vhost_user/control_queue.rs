@@ -6,7 +6,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use virtio_ring::{ChainBuf, Cursor, Direction, GuestMemory, Limit, Ring, RingError};
+use virtio_ring::{ChainBuf, Cursor, Direction, DirtyLog, GuestMemory, Limit, Ring, RingError};
 
 use super::call::Call;
 
@@ -31,6 +31,7 @@ const MAX_ADDRESSES: u32 = 4096;
 pub(super) struct ControlQueue {
     pub(super) ring: Ring,
     pub(super) memory: Arc<GuestMemory>,
+    pub(super) log: Option<Arc<DirtyLog>>,
     pub(super) call: Option<Call>,
     pub(super) kick: Option<Arc<OwnedFd>>,
     chains: ChainBuf,
@@ -42,13 +43,13 @@ pub(super) struct ControlQueue {
 impl ControlQueue {
     pub(super) fn new(ring: Ring, memory: Arc<GuestMemory>, max_pairs: u16) -> Self {
         let chains = ChainBuf::new();
-        Self { ring, memory, call: None, kick: None, chains, max_pairs, pairs: 1 }
+        Self { ring, memory, log: None, call: None, kick: None, chains, max_pairs, pairs: 1 }
     }
 
     /// Answers what is there, then asks for a kick. True when there is more, which must be asked for again.
     pub(super) fn serve(&mut self) -> Result<bool, RingError> {
         let limit = Limit { chains: BATCH, bytes: u64::MAX };
-        let Self { ring, memory, chains, max_pairs, pairs, .. } = self;
+        let Self { ring, memory, log, chains, max_pairs, pairs, .. } = self;
         let taken = ring.gather(memory, Direction::Both, limit, chains)?;
         for chain in taken.as_slice() {
             let (request, answer) = taken.split(chain);
@@ -56,7 +57,11 @@ impl ControlQueue {
                 0
             } else {
                 let ack = execute(&mut Cursor::new(request), *max_pairs, pairs);
-                Cursor::new(answer).write(&[ack])
+                let written = Cursor::new(answer).write(&[ack]);
+                if let Some(log) = log {
+                    log.mark_slices(memory, answer, written);
+                }
+                written
             };
             ring.complete(chain.head, u32::try_from(written).unwrap_or(0));
         }

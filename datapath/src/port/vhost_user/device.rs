@@ -9,12 +9,15 @@ use std::time::{Duration, Instant};
 use vhost_user::features::virtio;
 use vhost_user::{Action, Device as Told, Outcome};
 use virtio_ring::{
-    GuestMemory, MappedRegion, MemoryError, RegionSpec, Ring, RingConfig, RingError,
+    DirtyLog, GuestMemory, MapError, MappedRegion, MemoryError, RegionSpec, Ring, RingConfig,
+    RingError,
 };
+use wire::MacAddr;
 
 use super::call::Call;
 use super::config_space::header_len;
 use super::control_queue::ControlQueue;
+use super::logging::{Logging, Need};
 use super::queue::{Live, Queue, TxSetup, VhostPort};
 use crate::offload::OffloadSet;
 
@@ -26,6 +29,8 @@ const PATIENCE: Duration = Duration::from_micros(200);
 pub(super) enum DeviceError {
     #[error("memory: {0}")]
     Memory(#[from] MemoryError),
+    #[error("dirty log: {0}")]
+    Log(#[from] MapError),
     #[error("ring {ring}: {error}")]
     Ring { ring: usize, error: RingError },
     #[error("ring {ring}: its call descriptor cannot be used: {error}")]
@@ -48,6 +53,7 @@ pub(super) struct DeviceState {
     memory: Option<Arc<GuestMemory>>,
     /// What is mapped, with the file that it came from.
     regions: HashMap<[u64; 4], (Arc<OwnedFd>, Arc<MappedRegion>)>,
+    log: Logging,
     built: Vec<Option<Built>>,
     /// Where stopped rings ended.
     ended: Vec<Option<u32>>,
@@ -68,6 +74,7 @@ impl DeviceState {
             vhost,
             memory: None,
             regions: HashMap::new(),
+            log: Logging::default(),
             built: Vec::new(),
             ended: Vec::new(),
             control: None,
@@ -93,6 +100,10 @@ impl DeviceState {
 
     pub(super) fn is_poisoned(&self) -> bool {
         self.memory.as_ref().is_some_and(|memory| memory.is_poisoned())
+    }
+
+    pub(super) fn is_log_poisoned(&self) -> bool {
+        self.log.is_poisoned()
     }
 
     /// Some ring moves frames.
@@ -127,6 +138,17 @@ impl DeviceState {
                 }
                 Err(error) => Ok(Err(error)),
             },
+            Action::Log => match Logging::map(told) {
+                Ok(log) => {
+                    let before = std::mem::replace(&mut self.log, log);
+                    let synced = self.sync_all(told);
+                    if !matches!(synced, Ok(Ok(()))) {
+                        self.log = before;
+                    }
+                    synced
+                }
+                Err(error) => Ok(Err(error.into())),
+            },
             Action::Vring(ring) => {
                 let at = usize::from(ring);
                 if told.vrings.get(at).is_some_and(|vring| !vring.started) {
@@ -148,9 +170,17 @@ impl DeviceState {
                 self.remove_all(told)?;
                 Ok(Ok(()))
             }
-            // Gratuitous frames of a migrated guest are sent by the guest itself, or not at all yet.
+            Action::Rarp(mac) => {
+                self.vhost.announce(MacAddr(mac));
+                self.changed = true;
+                Ok(Ok(()))
+            }
             _ => Ok(Ok(())),
         }?;
+        if done.is_ok() {
+            // No ring has it any more.
+            self.log.forget(told);
+        }
         Ok(done.map(|()| Outcome::Done))
     }
 
@@ -232,6 +262,14 @@ impl DeviceState {
             self.remove(at)?;
             return Ok(Ok(()));
         };
+        let log = match self.log.need(told) {
+            Need::Nothing => None,
+            Need::Log(log) => Some(Arc::clone(log)),
+            Need::Wait => {
+                self.remove(at)?;
+                return Ok(Ok(()));
+            }
+        };
         let call = match vring.call.as_ref().map(Call::new).transpose() {
             Ok(call) => call,
             Err(error) => return Ok(Err(DeviceError::Call { ring: at, error })),
@@ -246,7 +284,7 @@ impl DeviceState {
             indirect: told.has(virtio::F_INDIRECT_DESC),
         };
         if told.control_queue() == Some(at) {
-            return Ok(self.sync_control(told, at, vring.kick.clone(), call, &memory, config));
+            return Ok(self.sync_control(told, at, log, call, &memory, config));
         }
         let vhost = Arc::clone(&self.vhost);
         let Some(queue) = place(&vhost, at) else { return Ok(Ok(())) };
@@ -271,10 +309,12 @@ impl DeviceState {
         let mut old = None;
         match ring {
             Some(Ok(mut ring)) => {
+                ring.set_log(log.as_ref(), addr.log);
                 ring.suppress_kicks();
                 old = guard.replace(Live {
                     ring,
                     memory,
+                    log,
                     call,
                     enabled: vring.enabled,
                     accept,
@@ -285,6 +325,8 @@ impl DeviceState {
             Some(Err(error)) => return Ok(Err(DeviceError::Ring { ring: at, error })),
             None => {
                 if let Some(live) = guard.as_mut() {
+                    live.ring.set_log(log.as_ref(), addr.log);
+                    live.log = log;
                     live.call = call;
                     live.enabled = vring.enabled;
                 }
@@ -314,7 +356,7 @@ impl DeviceState {
         &mut self,
         told: &Told,
         at: usize,
-        kick: Option<Arc<OwnedFd>>,
+        log: Option<Arc<DirtyLog>>,
         call: Option<Call>,
         memory: &Arc<GuestMemory>,
         config: RingConfig,
@@ -329,11 +371,15 @@ impl DeviceState {
             None => Ring::new(memory, &config),
         };
         self.built[at] = None;
-        let ring = ring.map_err(|error| DeviceError::Ring { ring: at, error })?;
+        let mut ring = ring.map_err(|error| DeviceError::Ring { ring: at, error })?;
+        let vring = told.vrings.get(at);
+        ring.set_log(log.as_ref(), vring.and_then(|vring| vring.addr).and_then(|addr| addr.log));
+        let kick = vring.and_then(|vring| vring.kick.clone());
         let max_pairs = u16::try_from(told.vrings.len() / 2).unwrap_or(1);
         let mut control = ControlQueue::new(ring, Arc::clone(memory), max_pairs);
         control.pairs = pairs;
         control.call = call;
+        control.log = log;
         control.kick.clone_from(&kick);
         self.control = Some(control);
         self.generation += 1;

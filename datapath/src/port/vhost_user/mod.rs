@@ -6,6 +6,7 @@
 //! between bursts nothing is in flight. So when a message that stops a ring or replaces memory is answered, no worker touches the
 //! old one. When a lock cannot be had at once the reply stays pending and the thread goes on with other ports.
 
+pub(crate) mod announce;
 mod arrivals;
 mod call;
 mod config_space;
@@ -13,6 +14,7 @@ mod connection;
 mod control_queue;
 mod device;
 mod dialer;
+mod logging;
 mod origin;
 pub(crate) mod queue;
 pub(crate) mod thread;

@@ -1,10 +1,11 @@
 //! A guest's rings where workers find them.
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
-use virtio_ring::{GuestMemory, Ring};
+use virtio_ring::{DirtyLog, GuestMemory, Ring};
+use wire::MacAddr;
 
 pub(crate) use super::call::Call;
 use crate::offload::OffloadSet;
@@ -14,6 +15,8 @@ use crate::offload::OffloadSet;
 pub(crate) struct Live {
     pub(crate) ring: Ring,
     pub(crate) memory: Arc<GuestMemory>,
+    /// Where writes to buffers are noted while the guest is being migrated; the ring notes its own.
+    pub(crate) log: Option<Arc<DirtyLog>>,
     /// Signals the driver; `None` when it polls.
     pub(crate) call: Option<Call>,
     /// Started, but SET_VRING_ENABLE said no: frames of the guest are discarded, none go to it.
@@ -24,6 +27,14 @@ pub(crate) struct Live {
     pub(crate) mergeable: bool,
     /// Bytes of the virtio header: 12, or 10 for a legacy driver without mergeable buffers.
     pub(crate) hdr_len: usize,
+}
+
+impl Live {
+    /// What was noted in the log did not reach the frontend.
+    #[inline]
+    pub(crate) fn log_is_lost(&self) -> bool {
+        self.log.as_ref().is_some_and(|log| log.is_poisoned())
+    }
 }
 
 /// One ring's place. Whoever touches the ring holds the lock.
@@ -63,6 +74,8 @@ pub(crate) struct VhostPort {
     /// RX rings in use: the first ones.
     rx_active: AtomicU16,
     tx_setup: Mutex<Vec<TxSetup>>,
+    /// A guest that the workers have to announce: its address, above that a one. 0 when there is none.
+    announcement: AtomicU64,
     quarantined: AtomicBool,
     fault: Mutex<Option<String>>,
 }
@@ -75,6 +88,7 @@ impl VhostPort {
             tx: queues(),
             rx_active: AtomicU16::new(0),
             tx_setup: Mutex::default(),
+            announcement: AtomicU64::new(0),
             quarantined: AtomicBool::new(false),
             fault: Mutex::default(),
         }
@@ -109,6 +123,20 @@ impl VhostPort {
 
     pub(crate) fn set_tx_setup(&self, setup: Vec<TxSetup>) {
         *self.tx_setup.lock().unwrap_or_else(PoisonError::into_inner) = setup;
+    }
+
+    /// Has the workers announce a guest at their next look at the configuration.
+    pub(super) fn announce(&self, mac: MacAddr) {
+        let [a, b, c, d, e, f] = mac.0;
+        let word = u64::from_be_bytes([0, 1, a, b, c, d, e, f]);
+        self.announcement.store(word, Ordering::Release);
+    }
+
+    /// For one worker.
+    pub(crate) fn take_announcement(&self) -> Option<MacAddr> {
+        let word = self.announcement.swap(0, Ordering::Acquire);
+        let [_, some, a, b, c, d, e, f] = word.to_be_bytes();
+        (some != 0).then_some(MacAddr([a, b, c, d, e, f]))
     }
 
     /// A worker found a fault that takes the port out of service. True the first time; the vhost-user thread must be told.
