@@ -36,6 +36,7 @@
 //! [`DropReason`] is the vocabulary of the whole product, also for drops that only the datapath can see.
 
 mod bridge;
+mod cache;
 mod decision;
 mod drop_reason;
 mod fdb;
@@ -43,6 +44,7 @@ mod port;
 mod time;
 
 pub use bridge::{Bridge, BridgeConfig, Mode, WINDOW_LEN};
+pub use cache::DecisionCache;
 pub use decision::{Decision, Egress, Flood, FloodIter, TagOp, Verdict};
 pub use drop_reason::DropReason;
 pub use fdb::{Fdb, FdbEntry, FdbStats, Learned, StaticError};

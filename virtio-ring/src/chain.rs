@@ -1,6 +1,7 @@
 //! What a burst takes out of a ring: chains of slices in storage that the caller keeps.
 
 use crate::GuestSlice;
+use crate::descriptor::index;
 
 /// Chains in one burst at most.
 pub const MAX_BURST: usize = 64;
@@ -45,14 +46,15 @@ pub enum ChainError {
 
 /// One chain: its head, its slices (by position in the burst) and how many bytes they hold.
 #[derive(Clone, Copy, Debug)]
+#[repr(C)] // What is the same in most chains is one word.
 pub struct Chain {
     /// What goes back to the driver in the used entry.
     pub head: u16,
     pub(crate) first: u16,
-    pub(crate) readable: u16,
-    pub(crate) count: u16,
     /// Bytes of all slices.
     pub len: u32,
+    pub(crate) readable: u16,
+    pub(crate) count: u16,
     /// Set when the chain cannot be used; it has no slices then.
     pub error: Option<ChainError>,
 }
@@ -67,6 +69,8 @@ pub struct ChainBuf {
     slices: Box<[GuestSlice<'static>]>,
     n_chains: usize,
     n_slices: usize,
+    /// Every chain has one slice.
+    all_plain: bool,
 }
 
 // SAFETY: the slices are unreachable except through `finish`, whose result borrows the buffer and the memory; between bursts they
@@ -80,6 +84,7 @@ impl Default for ChainBuf {
             slices: vec![GuestSlice::EMPTY; SLICES].into(),
             n_chains: 0,
             n_slices: 0,
+            all_plain: true,
         }
     }
 }
@@ -94,6 +99,7 @@ impl ChainBuf {
     pub(crate) fn clear(&mut self) {
         self.n_chains = 0;
         self.n_slices = 0;
+        self.all_plain = true;
     }
 
     #[inline]
@@ -121,8 +127,37 @@ impl ChainBuf {
         }
     }
 
+    /// Adds chains of one slice each, as long as there is room and `next` gives a head and its slice. Returns how many.
     #[inline(always)]
+    pub(crate) fn fill<'m, const READABLE: bool>(
+        &mut self,
+        mut next: impl FnMut() -> Option<(u16, GuestSlice<'m>)>,
+    ) -> usize {
+        let room = MAX_DESCRIPTORS.saturating_sub(self.n_slices).min(MAX_BURST - self.n_chains);
+        let chains = &mut self.chains[self.n_chains..][..room];
+        let slices = &mut self.slices[self.n_slices..][..room];
+        let mut n = 0;
+        while n < room {
+            let Some((head, slice)) = next() else { break };
+            // SAFETY: only the lifetime changes; see the field and `finish`.
+            slices[n] =
+                unsafe { core::mem::transmute::<GuestSlice<'_>, GuestSlice<'static>>(slice) };
+            #[expect(clippy::cast_possible_truncation, reason = "cut from a descriptor's 32 bits")]
+            let len = slice.len() as u32;
+            let first = index(self.n_slices + n);
+            let readable = u16::from(READABLE);
+            chains[n] = Chain { head, first, len, readable, count: 1, error: None };
+            n += 1;
+        }
+        self.n_chains += n;
+        self.n_slices += n;
+        n
+    }
+
+    /// Adds a chain whose slices, none or many, have been added.
+    #[inline]
     pub(crate) fn push_chain(&mut self, chain: Chain) {
+        self.all_plain = false;
         if let Some(place) = self.chains.get_mut(self.n_chains) {
             *place = chain;
             self.n_chains += 1;
@@ -136,7 +171,7 @@ impl ChainBuf {
     #[inline]
     pub(crate) unsafe fn finish<'b, 'm>(&'b self) -> Chains<'b, 'm> {
         let slices: &'b [GuestSlice<'static>] = &self.slices[..self.n_slices];
-        Chains { chains: &self.chains[..self.n_chains], slices }
+        Chains { chains: &self.chains[..self.n_chains], slices, all_plain: self.all_plain }
     }
 }
 
@@ -145,10 +180,11 @@ impl ChainBuf {
 pub struct Chains<'b, 'm> {
     chains: &'b [Chain],
     slices: &'b [GuestSlice<'m>],
+    all_plain: bool,
 }
 
 impl<'b, 'm> Chains<'b, 'm> {
-    pub const EMPTY: Self = Self { chains: &[], slices: &[] };
+    pub const EMPTY: Self = Self { chains: &[], slices: &[], all_plain: true };
 
     #[must_use]
     #[inline]
@@ -173,6 +209,13 @@ impl<'b, 'm> Chains<'b, 'm> {
     #[inline]
     pub fn chain(&self, at: usize) -> Chain {
         self.chains.get(at).copied().unwrap_or(NO_CHAIN)
+    }
+
+    /// The slices of all chains, when every chain has exactly one.
+    #[must_use]
+    #[inline(always)]
+    pub fn plain(&self) -> Option<&'b [GuestSlice<'m>]> {
+        (self.all_plain && self.slices.len() == self.chains.len()).then_some(self.slices)
     }
 
     /// All slices of a chain of this burst.

@@ -1,7 +1,9 @@
 //! Descriptors, and what both layouts check of the chains that they form.
 
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use crate::chain::MAX_CHAIN;
-use crate::memory::Hint;
+use crate::memory::{Hint, Place};
 use crate::{Chain, ChainBuf, ChainError, Direction, GuestMemory, GuestSlice, copy};
 
 pub(crate) const DESC_LEN: usize = 16;
@@ -33,6 +35,22 @@ impl Descriptor {
         Self { addr, len: rest as u32, words: [(rest >> 32) as u16, (rest >> 48) as u16] }
     }
 
+    /// Reads 16 bytes, each once, as two words.
+    ///
+    /// # Safety
+    /// `ptr..ptr+16` must be mapped, and aligned to 8 bytes.
+    #[inline(always)]
+    pub(crate) unsafe fn read_aligned(ptr: *const u8) -> Self {
+        let words = ptr.cast_mut().cast::<u64>();
+        // SAFETY: the caller's promise; others write the words while they are read, which is what atomics are for. A relaxed
+        // load is done once.
+        let [addr, rest] =
+            unsafe { [AtomicU64::from_ptr(words), AtomicU64::from_ptr(words.add(1))] }
+                .map(|word| u64::from_le(word.load(Ordering::Relaxed)));
+        #[expect(clippy::cast_possible_truncation, reason = "takes the fields apart")]
+        Self { addr, len: rest as u32, words: [(rest >> 32) as u16, (rest >> 48) as u16] }
+    }
+
     /// Reads an entry of an indirect table; all zero behind the table's end.
     pub(crate) fn of_table(table: GuestSlice<'_>, at: u16) -> Self {
         let entry = table.skip(usize::from(at) * DESC_LEN).first(DESC_LEN);
@@ -44,39 +62,44 @@ impl Descriptor {
     }
 }
 
-/// The flags of the only descriptor of most chains.
-#[inline(always)]
-pub(crate) fn plain_flags(direction: Direction) -> u16 {
-    match direction {
-        Direction::Readable => 0,
-        Direction::Writable => F_WRITE,
-        Direction::Both => u16::MAX,
-    }
+/// Chains of one descriptor, as nearly all are: what tells them apart, at hand for a burst.
+#[derive(Clone, Copy)]
+pub(crate) struct Plain<'m, const READABLE: bool> {
+    memory: &'m GuestMemory,
+    /// Where the last one was, and where the next burst is to look first.
+    pub(crate) hint: Hint,
+    place: Place,
 }
 
-/// A chain of one descriptor with [`plain_flags`], if it is right.
-#[inline(always)]
-pub(crate) fn take_plain(
-    memory: &GuestMemory,
-    hint: &mut Hint,
-    plain: u16,
-    head: u16,
-    desc: &Descriptor,
-    buf: &mut ChainBuf,
-) -> bool {
-    let Some(slice) = memory.slice(desc.addr, desc.len, hint).filter(|_| desc.len > 0) else {
-        return false;
-    };
-    if plain == 0 {
-        slice.prefetch_read();
-    } else {
-        slice.prefetch_write();
+impl<'m, const READABLE: bool> Plain<'m, READABLE> {
+    /// Flags of such a chain's descriptor, apart from those that say that it is available.
+    pub(crate) const FLAGS: u16 = if READABLE { 0 } else { F_WRITE };
+
+    #[inline(always)]
+    pub(crate) fn new(memory: &'m GuestMemory, hint: Hint) -> Self {
+        Self { memory, hint, place: memory.place(hint) }
     }
-    let first = index(buf.n_slices());
-    buf.push_slice(slice);
-    let readable = u16::from(plain == 0);
-    buf.push_chain(Chain { head, first, readable, count: 1, len: desc.len, error: None });
-    true
+
+    /// The bytes of a chain of this descriptor alone, asked for from memory; `None` when it is not alone, or not right.
+    #[inline(always)]
+    pub(crate) fn slice(&mut self, desc: &Descriptor, flags: u16) -> Option<GuestSlice<'m>> {
+        if flags != Self::FLAGS || desc.len == 0 {
+            return None;
+        }
+        let slice = match self.memory.slice_of(&self.place, desc.addr, desc.len) {
+            Some(slice) => slice,
+            None => {
+                (self.hint, self.place) = self.memory.find(desc.addr)?;
+                self.memory.slice_of(&self.place, desc.addr, desc.len)?
+            }
+        };
+        if READABLE {
+            slice.prefetch_read();
+        } else {
+            slice.prefetch_write();
+        }
+        Some(slice)
+    }
 }
 
 /// A chain that is being taken, descriptor by descriptor.

@@ -14,10 +14,22 @@ pub struct GuestMemory {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Place {
+pub(crate) struct Place {
     guest: u64,
     size: u64,
     host: *mut u8,
+}
+
+impl Place {
+    /// A region that holds nothing.
+    const NONE: Self = Self { guest: 0, size: 0, host: core::ptr::null_mut() };
+
+    /// Where a range of guest addresses lies in the region, if it holds all of it.
+    #[inline(always)]
+    pub(crate) fn offset(&self, addr: u64, len: u32) -> Option<u64> {
+        let offset = addr.wrapping_sub(self.guest);
+        (offset < self.size && self.size - offset >= u64::from(len)).then_some(offset)
+    }
 }
 
 // SAFETY: `host` is an address in a mapping that `regions` keeps; see MappedRegion.
@@ -77,23 +89,36 @@ impl GuestMemory {
     /// The range of guest addresses, if one region holds all of it.
     #[inline(always)]
     pub(crate) fn slice(&self, addr: u64, len: u32, hint: &mut Hint) -> Option<GuestSlice<'_>> {
-        let within = |place: &Place| {
-            let offset = addr.wrapping_sub(place.guest);
-            (offset < place.size && place.size - offset >= u64::from(len)).then_some(offset)
-        };
-        let (place, offset) = match self.index.get(hint.0).and_then(|p| within(p).map(|o| (p, o))) {
-            Some(found) => found,
-            None => {
-                let after = self.index.partition_point(|place| place.guest <= addr);
-                hint.0 = after.checked_sub(1)?;
-                let place = self.index.get(hint.0)?;
-                (place, within(place)?)
-            }
-        };
+        if let Some(slice) = self.slice_of(&self.place(*hint), addr, len) {
+            return Some(slice);
+        }
+        let (found, place) = self.find(addr)?;
+        *hint = found;
+        self.slice_of(&place, addr, len)
+    }
+
+    /// The region at a position; one that holds nothing where there is none.
+    #[inline(always)]
+    pub(crate) fn place(&self, hint: Hint) -> Place {
+        self.index.get(hint.0).copied().unwrap_or(Place::NONE)
+    }
+
+    /// The last region that begins at or below an address.
+    #[inline(never)]
+    pub(crate) fn find(&self, addr: u64) -> Option<(Hint, Place)> {
+        let at = self.index.partition_point(|place| place.guest <= addr).checked_sub(1)?;
+        Some((Hint(at), *self.index.get(at)?))
+    }
+
+    /// The range of guest addresses, if a region that [`place`](Self::place) gave holds all of it.
+    #[inline(always)]
+    pub(crate) fn slice_of(&self, place: &Place, addr: u64, len: u32) -> Option<GuestSlice<'_>> {
+        let offset = place.offset(addr, len)?;
         // Not truncated: the region is mapped, so its size fits usize.
         #[expect(clippy::cast_possible_truncation, reason = "below the size of a mapping")]
         let host = place.host.wrapping_add(offset as usize);
-        // SAFETY: `offset + len` is inside the region, whose mapping `self.regions` keeps as long as `self` is borrowed.
+        // SAFETY: `offset + len` is inside the region, whose mapping `self.regions` keeps as long as `self` is borrowed: places
+        // come from `self.index`, or hold nothing.
         Some(unsafe { GuestSlice::new(host, len as usize) })
     }
 

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use crate::descriptor::index;
 use crate::split::SplitRing;
-use crate::{ChainBuf, Chains, Direction, DirtyLog, GuestMemory};
+use crate::{Chain, ChainBuf, Chains, Direction, DirtyLog, GuestMemory};
 
 /// What a frontend says about a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,6 +155,39 @@ impl Ring {
             *entry = (u64::from(head) | u64::from(len) << 32).to_le();
             self.pending += 1;
         }
+    }
+
+    /// Notes the same of as many chains as are given, the oldest ones, in which nothing was written.
+    #[inline]
+    pub fn complete_read(&mut self, chains: &[Chain]) {
+        let pending = usize::from(self.pending);
+        let open = usize::from(self.taken - self.pending);
+        let entries = self.done.get_mut(pending..).unwrap_or(&mut []);
+        let n = chains.len().min(open).min(entries.len());
+        for (entry, chain) in entries[..n].iter_mut().zip(chains) {
+            *entry = u64::from(chain.head).to_le();
+        }
+        self.pending += index(n);
+    }
+
+    /// [`complete`](Self::complete)s `chains`, the oldest ones, as long as `write` says how many bytes it wrote into each; it is also
+    /// given the chain's position. Returns how many.
+    #[inline(always)]
+    pub fn complete_while(
+        &mut self,
+        chains: &[Chain],
+        mut write: impl FnMut(usize, &Chain) -> Option<u32>,
+    ) -> usize {
+        let open = usize::from(self.taken - self.pending);
+        let entries = self.done.get_mut(usize::from(self.pending)..).unwrap_or(&mut []);
+        let mut n = 0;
+        for (entry, chain) in entries.iter_mut().take(open).zip(chains) {
+            let Some(len) = write(n, chain) else { break };
+            *entry = (u64::from(chain.head) | u64::from(len) << 32).to_le();
+            n += 1;
+        }
+        self.pending += index(n);
+        n
     }
 
     /// Everything that the driver was known to offer has been taken.

@@ -4,9 +4,7 @@ use core::sync::atomic::{AtomicU16, Ordering, fence};
 use std::sync::Arc;
 
 use crate::chain::MAX_BURST;
-use crate::descriptor::{
-    DESC_LEN, Descriptor, F_INDIRECT, F_NEXT, Walk, index, plain_flags, take_plain,
-};
+use crate::descriptor::{DESC_LEN, Descriptor, F_INDIRECT, F_NEXT, Plain, Walk, index};
 use crate::log::PartLog;
 use crate::memory::Hint;
 use crate::ring::{Limit, RingConfig, RingError};
@@ -113,28 +111,90 @@ impl SplitRing {
         let n = usize::from(self.available(*taken, wanted)?).min(wanted);
         let next = self.used_idx.wrapping_add(*taken);
         let mut heads = [0_u16; MAX_BURST];
-        let mut valid = 0;
-        for (i, place) in (0_u16..).zip(heads[..n].iter_mut()) {
-            let head = self.avail_entry(next.wrapping_add(i));
+        let heads = self.heads(next, &mut heads[..n])?;
+        *taken += match direction {
+            Direction::Readable => self.take::<true>(memory, direction, heads, limit.bytes, buf),
+            Direction::Writable => self.take::<false>(memory, direction, heads, limit.bytes, buf),
+            Direction::Both => self.take_lists(memory, direction, heads, limit.bytes, buf),
+        };
+        Ok(())
+    }
+
+    /// Reads the avail entries from `next` on, as far as they are good.
+    #[inline(always)]
+    fn heads<'h>(&self, next: u16, places: &'h mut [u16]) -> Result<&'h [u16], RingError> {
+        for i in 0..places.len() {
+            let head = self.avail_entry(next.wrapping_add(index(i)));
             if head >= self.size {
                 if i == 0 {
                     return Err(RingError::Head(head));
                 }
-                break; // The good ones first; the next burst begins with this one.
+                return Ok(&places[..i]); // The good ones first; the next burst begins with this one.
             }
             copy::prefetch_read(self.desc.wrapping_add(usize::from(head) * DESC_LEN));
-            *place = head;
-            valid = usize::from(i) + 1;
+            places[i] = head;
         }
+        Ok(places)
+    }
+
+    /// Takes chains until they hold `limit` bytes; returns how many.
+    #[inline(always)]
+    fn take<const READABLE: bool>(
+        &mut self,
+        memory: &GuestMemory,
+        direction: Direction,
+        heads: &[u16],
+        limit: u64,
+        buf: &mut ChainBuf,
+    ) -> u16 {
         let mut bytes = 0_u64;
-        for &head in &heads[..valid] {
-            if buf.is_full() || bytes >= limit.bytes {
+        let mut taken = 0;
+        let mut plain = Plain::<READABLE>::new(memory, self.hint);
+        let table = self.desc;
+        while taken < heads.len() && !buf.is_full() && bytes < limit {
+            let mut rest = heads[taken..].iter();
+            // A chain that is not plain ends the run.
+            let mut other = None;
+            taken += buf.fill::<READABLE>(|| {
+                let &head = rest.next().filter(|_| bytes < limit)?;
+                // SAFETY: the table is mapped as a whole and aligned, and `heads` compared all with its size.
+                let desc =
+                    unsafe { Descriptor::read_aligned(table.add(usize::from(head) * DESC_LEN)) };
+                let [flags, _] = desc.words;
+                let Some(slice) = plain.slice(&desc, flags) else {
+                    other = Some((head, desc));
+                    return None;
+                };
+                bytes += slice.len() as u64;
+                Some((head, slice))
+            });
+            if let Some((head, desc)) = other {
+                bytes += u64::from(self.take_list(memory, direction, head, desc, buf));
+                taken += 1;
+            }
+        }
+        self.hint = plain.hint;
+        index(taken)
+    }
+
+    /// As [`take`](Self::take), for chains of several descriptors.
+    fn take_lists(
+        &self,
+        memory: &GuestMemory,
+        direction: Direction,
+        heads: &[u16],
+        limit: u64,
+        buf: &mut ChainBuf,
+    ) -> u16 {
+        let (mut bytes, mut taken) = (0_u64, 0);
+        for &head in heads {
+            if buf.is_full() || bytes >= limit {
                 break;
             }
-            bytes += u64::from(self.take(memory, direction, head, buf));
-            *taken += 1;
+            bytes += u64::from(self.take_list(memory, direction, head, self.entry(head), buf));
+            taken += 1;
         }
-        Ok(())
+        taken
     }
 
     /// Writes the used entries, then the index. True when the driver wants a signal.
@@ -239,27 +299,9 @@ impl SplitRing {
     }
 
     /// Takes the chain at `head` into `buf`; returns its bytes.
-    #[inline(always)]
-    fn take(
-        &mut self,
-        memory: &GuestMemory,
-        direction: Direction,
-        head: u16,
-        buf: &mut ChainBuf,
-    ) -> u32 {
-        let desc = self.entry(head);
-        let plain = plain_flags(direction);
-        // Nearly every chain is one descriptor.
-        let [flags, _] = desc.words;
-        if flags == plain && take_plain(memory, &mut self.hint, plain, head, &desc, buf) {
-            return desc.len;
-        }
-        self.take_list(memory, direction, head, desc, buf)
-    }
-
     #[cold]
     fn take_list(
-        &mut self,
+        &self,
         memory: &GuestMemory,
         direction: Direction,
         head: u16,
@@ -269,9 +311,7 @@ impl SplitRing {
         let mut hint = self.hint;
         let mut walk = Walk::new(memory, &mut hint, direction, self.size, buf);
         let result = self.walk(desc, &mut walk);
-        let len = walk.finish(head, result);
-        self.hint = hint;
-        len
+        walk.finish(head, result)
     }
 
     fn walk(&self, mut desc: Descriptor, walk: &mut Walk<'_>) -> Result<(), ChainError> {
@@ -301,8 +341,8 @@ impl SplitRing {
     /// Reads a descriptor of the ring's table, below its size.
     #[inline(always)]
     fn entry(&self, at: u16) -> Descriptor {
-        // SAFETY: the table is mapped as a whole, and the callers compared `at` with its size.
-        unsafe { Descriptor::read(self.desc.wrapping_add(usize::from(at) * DESC_LEN)) }
+        // SAFETY: the table is mapped as a whole and aligned, and the callers compared `at` with its size.
+        unsafe { Descriptor::read_aligned(self.desc.wrapping_add(usize::from(at) * DESC_LEN)) }
     }
 
     #[inline(always)]

@@ -3,7 +3,7 @@
 use std::io;
 
 use rustix::io::Errno;
-use switch::{DropReason, Verdict};
+use switch::{DecisionCache, DropReason, Egress, Verdict};
 use virtio_ring::{ChainBuf, ChainError, Chains, Cursor, Direction, Limit, MAX_BURST};
 use wire::{MacAddr, VirtioNetHdr};
 use zerocopy::FromBytes;
@@ -14,8 +14,8 @@ use super::outputs::{Job, Outputs};
 use super::to_vhost::{Fault, Storage};
 use super::{to_internal, to_kernel, to_vhost};
 use crate::counters::Counters;
-use crate::offload::{Offload, OffloadSet, validate};
-use crate::port::internal::Egress;
+use crate::offload::{OffloadSet, validate};
+use crate::port::internal;
 use crate::port::kernel::KernelPort;
 use crate::port::vhost_user::queue::Live;
 use crate::port::vhost_user::{VhostPort, announce};
@@ -34,6 +34,7 @@ pub(crate) struct Buffers {
     outputs: Outputs,
     storage: Storage,
     owned: Vec<Owned>,
+    cache: DecisionCache,
 }
 
 impl Buffers {
@@ -45,7 +46,13 @@ impl Buffers {
             outputs: Outputs::new(),
             storage: Storage::new(),
             owned: (0..KERNEL_BURST).map(|_| Owned::new()).collect(),
+            cache: DecisionCache::default(),
         }
+    }
+
+    /// The configuration is another one.
+    pub(crate) fn forget(&mut self) {
+        self.cache.forget();
     }
 
     /// Takes a burst out of a guest's TX ring. Returns how many chains there were; 0 also when somebody else has the ring.
@@ -86,7 +93,7 @@ impl Buffers {
         port: &Port,
         live: &mut Live,
     ) -> Result<(usize, bool), Fault> {
-        let Self { chains, windows, metas, outputs, storage, .. } = self;
+        let Self { chains, windows, metas, outputs, storage, cache, .. } = self;
         let counters = &port.counters[context.worker];
         let Live { ring, memory, hdr_len, accept, enabled, .. } = &mut *live;
         let limit = Limit { chains: MAX_BURST, bytes: MAX_BYTES };
@@ -99,12 +106,14 @@ impl Buffers {
         };
         let mut done = taken.len();
         if *enabled {
-            look(taken, *hdr_len, windows, metas);
-            check(taken, *hdr_len, *accept, windows, metas);
-            let (windows, metas) = (&windows[..], &metas[..taken.len()]);
+            match *hdr_len {
+                12 => look::<12>(taken, *accept, windows, metas),
+                _ => look::<10>(taken, *accept, windows, metas),
+            }
+            let (windows, metas) = (&*windows, &metas[..taken.len()]);
             let bytes = Bytes::Guest { windows, chains: taken, memory, hdr_len: *hdr_len };
             let batch = Batch { ingress: port.index, metas, bytes };
-            done = forward(context, port, &batch, outputs, storage);
+            done = forward(context, port, &batch, cache, outputs, storage);
             // The rest comes again with the next burst.
             count(&metas[..done], counters);
         } else {
@@ -112,9 +121,7 @@ impl Buffers {
             counters.drop(DropReason::PortDown, taken.len() as u64);
         }
         ring.unread(taken.len() - done);
-        for chain in &taken.as_slice()[..done] {
-            ring.complete(chain.head, 0);
-        }
+        ring.complete_read(&taken.as_slice()[..done]);
         if memory.is_poisoned() {
             return Err(Fault::Memory);
         }
@@ -130,7 +137,7 @@ impl Buffers {
         kernel: &KernelPort,
         queue: usize,
     ) -> usize {
-        let Self { metas, outputs, storage, owned, .. } = self;
+        let Self { metas, outputs, storage, owned, cache, .. } = self;
         let counters = &port.counters[context.worker];
         let mut n = 0;
         {
@@ -176,7 +183,7 @@ impl Buffers {
         if n > 0 {
             let bytes = Bytes::Owned(&owned[..n]);
             let batch = Batch { ingress: port.index, metas: &metas[..n], bytes };
-            forward(context, port, &batch, outputs, storage);
+            forward(context, port, &batch, cache, outputs, storage);
             count(&metas[..n], counters);
         }
         n
@@ -188,12 +195,18 @@ impl Buffers {
         let len = u32::try_from(frame.len()).unwrap_or(0);
         let metas = [Meta { len, ..Meta::NONE }];
         let batch = Batch { ingress: port.index, metas: &metas, bytes: Bytes::Single(&frame) };
-        forward(context, port, &batch, &mut self.outputs, &mut self.storage);
+        let Self { cache, outputs, storage, .. } = self;
+        forward(context, port, &batch, cache, outputs, storage);
         count(&metas, &port.counters[context.worker]);
     }
 
     /// Sends an engine's frame on the port that it names.
-    pub(crate) fn send_engine(&mut self, context: &Context<'_>, from: &Port, egress: &Egress) {
+    pub(crate) fn send_engine(
+        &mut self,
+        context: &Context<'_>,
+        from: &Port,
+        egress: &internal::Egress,
+    ) {
         let counters = &from.counters[context.worker];
         let frame = &egress.frame[..];
         if !(MIN_FRAME..=MAX_FRAME).contains(&frame.len()) {
@@ -213,57 +226,61 @@ impl Buffers {
     }
 }
 
-/// Copies the virtio header and the first bytes of every frame. After this, guest memory is read only for the bytes behind.
+/// Copies the virtio header and the first bytes of every frame, sorts out what is no frame, and turns each header into what is
+/// left to do. After this, guest memory is read only for the bytes behind.
 #[inline]
-fn look(
+fn look<const HDR_LEN: usize>(
     taken: Chains<'_, '_>,
-    hdr_len: usize,
+    accept: OffloadSet,
     windows: &mut [Window; MAX_BURST],
     metas: &mut [Meta; MAX_BURST],
 ) {
-    let places = windows.iter_mut().zip(metas.iter_mut());
-    for (chain, (window, meta)) in taken.as_slice().iter().zip(places) {
-        let len = (chain.len as usize).max(hdr_len);
-        let place = window.place(hdr_len, len);
-        match taken.slices(chain) {
-            [slice] => {
+    let places = windows[..taken.len()].iter_mut().zip(&mut metas[..taken.len()]);
+    if let Some(slices) = taken.plain() {
+        for (slice, (window, meta)) in slices[..taken.len()].iter().zip(places) {
+            *meta = look_at::<HDR_LEN>(slice.len(), accept, window, |place| {
                 slice.read(place);
-            }
-            slices => {
-                Cursor::new(slices).read(place);
-            }
+            });
         }
-        // A header alone, or less than one, is a frame of no bytes, which is too short.
-        meta.len = u32::try_from(len - hdr_len).unwrap_or(u32::MAX);
+        return;
+    }
+    for (chain, (window, meta)) in taken.as_slice().iter().zip(places) {
+        *meta = match chain.error {
+            Some(_) => Meta { refused: Some(refusal(chain.error, 0)), ..Meta::NONE },
+            None => look_at::<HDR_LEN>(chain.len as usize, accept, window, |place| {
+                Cursor::new(taken.slices(chain)).read(place);
+            }),
+        };
     }
 }
 
-/// Sorts out what is no frame and turns each virtio header into what is left to do.
-#[inline]
-fn check(
-    taken: Chains<'_, '_>,
-    hdr_len: usize,
+/// One chain of `total` bytes, of which `read` fills a place with the first ones.
+#[inline(always)]
+fn look_at<const HDR_LEN: usize>(
+    total: usize,
     accept: OffloadSet,
-    windows: &[Window; MAX_BURST],
-    metas: &mut [Meta; MAX_BURST],
-) {
-    for (chain, (window, meta)) in taken.as_slice().iter().zip(windows.iter().zip(metas)) {
-        let len = meta.len as usize;
-        (meta.offload, meta.refused) = (Offload::NONE, None);
-        if chain.error.is_some() || !(MIN_FRAME..=MAX_FRAME).contains(&len) {
-            meta.refused = Some(refusal(chain.error, len));
-            continue;
-        }
-        let header = window.header(hdr_len);
-        // All zero but the last field, which a driver need not set: nothing to do, as nearly always.
-        if header[..10] != [0; 10] {
-            let header = VirtioNetHdr::read_from_bytes(&header).unwrap_or_default();
-            match validate(&header, window.frame(len), len, accept) {
-                Ok(offload) => meta.offload = offload,
-                Err(reason) => meta.refused = Some(reason),
-            }
+    window: &mut Window,
+    read: impl FnOnce(&mut [u8]),
+) -> Meta {
+    // A header alone, or less than one, is a frame of no bytes, which is too short.
+    let len = total.saturating_sub(HDR_LEN);
+    if !(MIN_FRAME..=MAX_FRAME).contains(&len) {
+        return Meta { refused: Some(refusal(None, len)), ..Meta::NONE };
+    }
+    read(window.place::<HDR_LEN>(len));
+    // Not above MAX_FRAME.
+    let mut meta = Meta { len: u32::try_from(len).unwrap_or(u32::MAX), ..Meta::NONE };
+    // Nothing to do, as nearly always.
+    if !window.header_is_zero::<HDR_LEN>() {
+        let header = window.header::<HDR_LEN>();
+        let header = VirtioNetHdr::read_from_bytes(&header).unwrap_or_default();
+        match validate(&header, window.frame(len), len, accept) {
+            Ok(offload) => meta.offload = offload,
+            Err(reason) => meta.refused = Some(reason),
         }
     }
+    window.set_plain();
+    meta
 }
 
 /// Counts what was taken from a port.
@@ -301,47 +318,95 @@ fn forward(
     context: &Context<'_>,
     port: &Port,
     batch: &Batch<'_, '_>,
+    cache: &mut DecisionCache,
     outputs: &mut Outputs,
     storage: &mut Storage,
 ) -> usize {
-    let counters = &port.counters[context.worker];
-    let bounded = matches!(batch.bytes, Bytes::Guest { .. });
-    let mut copied = 0;
-    let mut done = 0;
-    for (frame, meta) in (0_u16..).zip(batch.metas) {
-        if copied > MAX_BYTES && bounded {
-            break;
+    let mut forward = Forward { context, port, batch, cache, outputs, storage, copied: 0 };
+    let done = match batch.bytes {
+        Bytes::Guest { windows, .. } => {
+            forward.run(MAX_BYTES, |frame, meta| windows[frame].frame(meta.len as usize))
         }
-        done += 1;
-        if meta.refused.is_some() {
-            continue;
+        Bytes::Owned(_) | Bytes::Single(_) => {
+            forward.run(u64::MAX, |frame, meta| batch.head_of(frame, meta))
         }
-        let len = u64::from(meta.len);
-        let decision =
-            port.bridge.decide(batch.ingress, batch.head(usize::from(frame)), context.now);
+    };
+    flush(context, port, batch, outputs, storage);
+    done
+}
+
+/// A burst on its way.
+struct Forward<'f, 'b, 'm> {
+    context: &'f Context<'f>,
+    port: &'f Port,
+    batch: &'f Batch<'b, 'm>,
+    cache: &'f mut DecisionCache,
+    outputs: &'f mut Outputs,
+    storage: &'f mut Storage,
+    /// Bytes of all copies.
+    copied: u64,
+}
+
+impl<'b> Forward<'_, 'b, '_> {
+    /// Returns how many frames were done before their copies exceeded `limit` bytes.
+    #[inline(always)]
+    fn run(&mut self, limit: u64, window: impl Fn(usize, &Meta) -> &'b [u8]) -> usize {
+        let (ingress, now) = (self.batch.ingress, self.context.now);
+        let metas = self.batch.metas;
+        for (frame, meta) in metas.iter().enumerate() {
+            if self.copied > limit {
+                return frame;
+            }
+            if meta.refused.is_some() {
+                continue;
+            }
+            let window = window(frame, meta);
+            #[expect(clippy::cast_possible_truncation, reason = "below MAX_BURST")]
+            let at = frame as u16;
+            match self.port.bridge.recall(self.cache, ingress, window, now) {
+                Some(egress) => self.push(at, u64::from(meta.len), egress),
+                None => self.decide(at, u64::from(meta.len), window),
+            }
+        }
+        metas.len()
+    }
+
+    #[inline(always)]
+    fn push(&mut self, frame: u16, len: u64, egress: Egress) {
+        if self.outputs.is_full() {
+            self.flush();
+        }
+        self.outputs.push(egress.port, frame, egress.tag);
+        self.copied += len;
+    }
+
+    #[inline(never)]
+    fn flush(&mut self) {
+        flush(self.context, self.port, self.batch, self.outputs, self.storage);
+    }
+
+    /// What the cache does not know.
+    #[inline(never)]
+    fn decide(&mut self, frame: u16, len: u64, window: &[u8]) {
+        let (context, port, ingress) = (self.context, self.port, self.batch.ingress);
+        let counters = &port.counters[context.worker];
+        let decision = port.bridge.decide(ingress, window, context.now);
         match decision.verdict {
             Verdict::Unicast(egress) => {
-                copied += len;
-                if outputs.is_full() {
-                    flush(context, port, batch, outputs, storage);
-                }
-                outputs.push(egress.port, frame, egress.tag);
+                port.bridge.remember(self.cache, ingress, window, decision.vlan, egress);
+                self.push(frame, len, egress);
             }
             Verdict::Flood(flood) => {
                 for egress in flood {
-                    copied += len;
-                    if outputs.is_full() {
-                        flush(context, port, batch, outputs, storage);
-                    }
-                    outputs.push(egress.port, frame, egress.tag);
+                    self.push(frame, len, egress);
                 }
             }
             Verdict::Trap(engine) => {
-                copied += len;
+                self.copied += len;
                 if let Some(engine) = context.snapshot.port(engine) {
                     let job = Job::keep(frame);
-                    let vlan = decision.vlan;
-                    to_internal::punt(context, batch, &job, port, vlan, engine, storage.linear());
+                    let (vlan, linear) = (decision.vlan, self.storage.linear());
+                    to_internal::punt(context, self.batch, &job, port, vlan, engine, linear);
                 } else {
                     counters.drop(DropReason::PortGone, 1);
                 }
@@ -349,8 +414,6 @@ fn forward(
             Verdict::Drop(reason) => counters.drop(reason, 1),
         }
     }
-    flush(context, port, batch, outputs, storage);
-    done
 }
 
 /// Makes the copies that were collected.

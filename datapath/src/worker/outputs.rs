@@ -36,7 +36,8 @@ const NONE: u16 = u16::MAX;
 
 #[derive(Debug)]
 pub(crate) struct Outputs {
-    jobs: Vec<Job>,
+    jobs: Box<[Job; MAX_JOBS]>,
+    n_jobs: usize,
     groups: Vec<Group>,
     /// Each port's group, or `NONE`.
     place: Box<[u16]>,
@@ -47,34 +48,50 @@ pub(crate) struct Outputs {
 impl Outputs {
     pub(crate) fn new() -> Self {
         Self {
-            jobs: Vec::with_capacity(MAX_JOBS),
+            jobs: Box::new([Job::NONE; MAX_JOBS]),
+            n_jobs: 0,
             groups: Vec::with_capacity(MAX_JOBS),
             place: vec![NONE; MAX_PORTS].into(),
             run: Vec::with_capacity(MAX_JOBS),
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn is_full(&self) -> bool {
-        self.jobs.len() >= MAX_JOBS
+        self.n_jobs >= MAX_JOBS
     }
 
     /// Adds a copy. The caller has asked `is_full`.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn push(&mut self, port: PortIndex, frame: u16, tag: TagOp) {
-        let Some(place) = self.place.get_mut(usize::from(port.0)) else { return };
-        let Ok(at) = u16::try_from(self.jobs.len()) else { return };
-        match self.groups.get_mut(usize::from(*place)) {
-            Some(group) => {
-                self.jobs[usize::from(group.last)].next = at;
-                group.last = at;
+        #[expect(clippy::cast_possible_truncation, reason = "up to MAX_JOBS")]
+        let at = self.n_jobs as u16;
+        let Some(job) = self.jobs.get_mut(self.n_jobs) else { return };
+        *job = Job { frame, next: NONE, tag };
+        // A burst mostly goes to one port.
+        if let Some(group) = self.groups.last_mut().filter(|group| group.port == port) {
+            let last = usize::from(core::mem::replace(&mut group.last, at));
+            if let Some(last) = self.jobs.get_mut(last) {
+                last.next = at;
             }
-            None => {
-                *place = u16::try_from(self.groups.len()).unwrap_or(NONE);
-                self.groups.push(Group { port, first: at, last: at });
-            }
+            self.n_jobs += 1;
+        } else {
+            self.push_elsewhere(port, at);
         }
-        self.jobs.push(Job { frame, next: NONE, tag });
+    }
+
+    /// Gives the newest job to a group that is not the last one.
+    #[inline(never)]
+    fn push_elsewhere(&mut self, port: PortIndex, at: u16) {
+        let Some(place) = self.place.get_mut(usize::from(port.0)) else { return };
+        if let Some(group) = self.groups.get_mut(usize::from(*place)) {
+            self.jobs[usize::from(group.last)].next = at;
+            group.last = at;
+        } else {
+            *place = u16::try_from(self.groups.len()).unwrap_or(NONE);
+            self.groups.push(Group { port, first: at, last: at });
+        }
+        self.n_jobs += 1;
     }
 
     pub(crate) fn groups(&self) -> usize {
@@ -86,11 +103,11 @@ impl Outputs {
     pub(crate) fn group(&mut self, at: usize) -> (PortIndex, &[Job]) {
         let group = self.groups[at];
         if self.groups.len() == 1 {
-            return (group.port, &self.jobs);
+            return (group.port, &self.jobs[..self.n_jobs]);
         }
         self.run.clear();
         let mut next = group.first;
-        while let Some(job) = self.jobs.get(usize::from(next)) {
+        while let Some(job) = self.jobs[..self.n_jobs].get(usize::from(next)) {
             self.run.push(*job);
             next = job.next;
         }
@@ -103,7 +120,7 @@ impl Outputs {
             self.place[usize::from(group.port.0)] = NONE;
         }
         self.groups.clear();
-        self.jobs.clear();
+        self.n_jobs = 0;
     }
 }
 

@@ -390,6 +390,7 @@ impl Poller {
         let polled = |(at, ring): (usize, &RingSource)| (ring.state == State::Polled).then_some(at);
         self.polled = self.rings.iter().enumerate().filter_map(polled).collect();
         self.timed = self.rings.iter().filter(|ring| ring.state == State::Timed).count();
+        self.buffers.forget();
         self.snapshot = snapshot;
         self.epoch = epoch;
         self.shared.epochs.seen(self.id, epoch);

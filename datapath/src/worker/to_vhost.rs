@@ -1,11 +1,13 @@
 //! Frames into a guest's RX ring.
 
 use switch::{DropReason, TagOp};
-use virtio_ring::{ChainBuf, ChainError, Cursor, Direction, Limit, MAX_BURST, RingError};
+use virtio_ring::{
+    Chain, ChainBuf, ChainError, Cursor, Direction, GuestSlice, Limit, MAX_BURST, RingError,
+};
 use zerocopy::IntoBytes;
 
 use super::Context;
-use super::batch::{Batch, MAX_FRAME};
+use super::batch::{Batch, MAX_FRAME, Meta, PLAIN_HEADER};
 use super::outputs::Job;
 use super::patience::patiently;
 use super::shape::{Shaped, linearize, shape};
@@ -17,9 +19,6 @@ use crate::snapshot::Port;
 
 /// Looks at a full ring before frames are dropped, some 40 ns each.
 const FULL_TRIES: usize = 32;
-
-/// A frame for which nothing is left to do, in one buffer of a driver with 12-byte headers (`num_buffers` 1).
-const PLAIN_HEADER: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
 
 /// Storage for output, used again and again.
 pub(crate) struct Storage {
@@ -190,37 +189,28 @@ impl Writer<'_, '_, '_> {
         let limit = Limit { chains: jobs.len(), bytes: u64::MAX };
         let chains =
             ring.gather(memory, Direction::Writable, limit, self.chains).map_err(Fault::Ring)?;
-        let mut done = 0;
+        let longest = u32::try_from(self.port.longest).unwrap_or(u32::MAX);
         let mut bytes = 0;
-        for (job, chain) in jobs.iter().zip(chains.as_slice()) {
+        let mut put = |meta: &Meta, packet: &[u8], frame: usize, at: usize, chain: &Chain| {
+            let need = meta.len + 12;
+            if !meta.offload.is_none() || meta.len > longest || chain.len < need {
+                return None;
+            }
+            match chains.plain().and_then(|plain| plain.get(at)) {
+                Some(to) if packet.len() == need as usize => {
+                    to.write(packet);
+                }
+                _ => put_plain(self.batch, frame, packet, chains.slices(chain), need),
+            }
+            bytes += u64::from(meta.len);
+            Some(need)
+        };
+        let done = ring.complete_while(chains.as_slice(), |at, chain| {
+            let job = jobs.get(at).filter(|job| job.tag == TagOp::Keep)?;
             let frame = usize::from(job.frame);
             let meta = self.batch.meta(frame);
-            let len = meta.len as usize;
-            let slices = chains.slices(chain);
-            let fits = chain.len as usize >= len + PLAIN_HEADER.len();
-            let (Some(first), true) = (slices.first(), fits) else { break };
-            if job.tag != TagOp::Keep || !meta.offload.is_none() || len > self.port.longest {
-                break;
-            }
-            let head = self.batch.head(frame);
-            if first.len() >= PLAIN_HEADER.len() + head.len() {
-                first.write(&PLAIN_HEADER);
-                first.skip(PLAIN_HEADER.len()).write(head);
-                if len > head.len() {
-                    let mut to = Cursor::new(slices);
-                    to.skip(PLAIN_HEADER.len() + head.len());
-                    to.copy_from(&mut self.batch.tail(frame), len - head.len());
-                }
-            } else {
-                let mut to = Cursor::new(slices);
-                to.write(&PLAIN_HEADER);
-                to.write(head);
-                to.copy_from(&mut self.batch.tail(frame), len - head.len());
-            }
-            ring.complete(chain.head, meta.len + 12);
-            bytes += u64::from(meta.len);
-            done += 1;
-        }
+            put(meta, self.batch.packet(frame, meta)?, frame, at, chain)
+        });
         if let Some(log) = log {
             for (job, chain) in jobs.iter().zip(&chains.as_slice()[..done]) {
                 let len = self.batch.meta(usize::from(job.frame)).len as usize;
@@ -336,6 +326,26 @@ impl Writer<'_, '_, '_> {
         }
         let signal = self.live.ring.publish();
         if self.live.log_is_lost() { Err(Fault::Log) } else { Ok(signal) }
+    }
+}
+
+/// A plain frame of more than its private bytes, or into more than one slice; `need` bytes with `packet`.
+#[inline(never)]
+fn put_plain(
+    batch: &Batch<'_, '_>,
+    frame: usize,
+    packet: &[u8],
+    slices: &[GuestSlice<'_>],
+    need: u32,
+) {
+    let left = need as usize - packet.len();
+    if let (&[to], Some(from)) = (slices, batch.tail_slice(frame)) {
+        to.write(packet);
+        to.skip(packet.len()).copy_from(from.first(left));
+    } else {
+        let mut to = Cursor::new(slices);
+        to.write(packet);
+        to.copy_from(&mut batch.tail(frame), left);
     }
 }
 

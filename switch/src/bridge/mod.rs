@@ -20,7 +20,7 @@ pub use self::window::WINDOW_LEN;
 use crate::decision::{Decision, Egress, Flood, TagOp, Verdict};
 use crate::fdb::Key;
 use crate::port::MAX_PORTS;
-use crate::{DropReason, Fdb, PortConfig, PortIndex, Seconds};
+use crate::{DecisionCache, DropReason, Fdb, PortConfig, PortIndex, Seconds};
 
 /// How frames find their way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -138,6 +138,41 @@ impl Bridge {
             self.forward(ingress, rules, vlan, &headers)
         };
         Decision { vlan, tagged_in: tag, verdict }
+    }
+
+    /// [`decide`](Self::decide) for a frame that leaves by one port and is like one that `cache` remembers; `None` when
+    /// it is not. `cache` must have been told to [forget](DecisionCache::forget) other configurations.
+    #[inline(always)]
+    pub fn recall(
+        &self,
+        cache: &DecisionCache,
+        ingress: PortIndex,
+        window: &[u8],
+        now: Seconds,
+    ) -> Option<Egress> {
+        cache.recall(&self.fdb, ingress, window, now)
+    }
+
+    /// Lets `cache` remember that [`decide`](Self::decide) sent a frame out by one port.
+    pub fn remember(
+        &self,
+        cache: &mut DecisionCache,
+        ingress: PortIndex,
+        window: &[u8],
+        vlan: Vid,
+        egress: Egress,
+    ) {
+        let rules = self.vlans.rules(ingress);
+        let learning = self.config.mode == Mode::Learning && rules.learns();
+        let Some(headers) = Headers::parse(window).filter(|_| learning) else { return };
+        let trapped = self.trap.is_some() && rules.is_trapped();
+        cache.keep(
+            &self.fdb,
+            (ingress, Key::from_number(headers.src.0, vlan)),
+            (egress, Key::from_number(headers.dst.0, vlan)),
+            trapped.then(|| headers.end()),
+            window,
+        );
     }
 
     #[inline]

@@ -73,6 +73,12 @@ impl Headers {
         Some(Self { dst: Address(dst), src: Address(src), tag, ethertype })
     }
 
+    /// Where what the frame carries begins.
+    #[inline]
+    pub(super) fn end(&self) -> usize {
+        if self.tag.is_some() { 18 } else { 14 }
+    }
+
     /// The destination of an unfragmented UDP datagram over IPv4 to port 67, where BOOTP and DHCP servers listen
     /// (RFC 2131 §4.1).
     #[inline]
@@ -81,7 +87,7 @@ impl Headers {
         if self.ethertype != ETHERTYPE_IPV4 {
             return None;
         }
-        let packet = window.get(if self.tag.is_some() { 18 } else { 14 }..)?;
+        let packet = window.get(self.end()..)?;
         let header: &[u8; ipv4::HEADER_LEN] = packet.first_chunk()?;
         let fragment = u16::from_be_bytes([header[6], header[7]]) & 0x3fff;
         if header[9] != ipv4::PROTOCOL_UDP || header[0] >> 4 != 4 || fragment != 0 {

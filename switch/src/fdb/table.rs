@@ -25,11 +25,11 @@ const _: () = assert!(REST_BITS + REST_SHIFT <= 64);
 const _: () = assert!(size_of::<Bucket>() == 64);
 
 /// One entry: stored part of the key, occupied, which of its two buckets this is, static, port. Zero is empty.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Word(u64);
 
 impl Word {
-    const EMPTY: Self = Self(0);
+    pub(super) const EMPTY: Self = Self(0);
 
     pub(super) fn new(rest: u64, second: bool, port: PortIndex, is_static: bool) -> Self {
         Self(
@@ -141,9 +141,29 @@ impl Table {
         }
     }
 
+    /// An empty one behind the table's end.
+    #[inline]
     pub(super) fn word(&self, slot: Slot) -> Word {
         let (bucket, way) = slot.parts();
-        Word(self.buckets[bucket].words[way].load(Ordering::Relaxed))
+        let word = self.buckets.get(bucket).and_then(|bucket| bucket.words.get(way));
+        word.map_or(Word::EMPTY, |word| Word(word.load(Ordering::Relaxed)))
+    }
+
+    /// [`touch`](Self::touch), if this word is in the slot.
+    #[inline(always)]
+    pub(super) fn touch_if(&self, slot: Slot, word: Word, now: u32) -> bool {
+        let (bucket, way) = slot.parts();
+        let Some(bucket) = self.buckets.get(bucket) else { return false };
+        let (Some(there), Some(seen)) = (bucket.words.get(way), bucket.seen.get(way)) else {
+            return false;
+        };
+        if there.load(Ordering::Relaxed) != word.0 {
+            return false;
+        }
+        if seen.load(Ordering::Relaxed) != now {
+            seen.store(now, Ordering::Relaxed);
+        }
+        true
     }
 
     /// The key of the word in the slot.

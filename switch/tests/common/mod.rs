@@ -7,8 +7,8 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use switch::{
-    Bridge, BridgeConfig, DropReason, Fdb, MacAddr, PortConfig, PortIndex, Role, Seconds, TagOp,
-    Tci, Verdict, Vid, VidSet, VlanMode,
+    Bridge, BridgeConfig, Decision, DecisionCache, DropReason, Fdb, MacAddr, PortConfig, PortIndex,
+    Role, Seconds, TagOp, Tci, Verdict, Vid, VidSet, VlanMode,
 };
 
 pub fn vid(vid: u16) -> Vid {
@@ -102,6 +102,7 @@ pub struct Lab {
     pub bridge: Bridge,
     pub ports: Vec<(PortIndex, PortConfig)>,
     pub now: Seconds,
+    cache: DecisionCache,
 }
 
 impl Lab {
@@ -118,7 +119,7 @@ impl Lab {
         let ports: Vec<_> = (1..).map(PortIndex).zip(ports).collect();
         let fdb = Arc::new(Fdb::with_seed(max_entries, [1, 2, 3, 4]));
         let bridge = Bridge::new(config, &ports, fdb);
-        Self { bridge, ports, now: Seconds(1000) }
+        Self { bridge, ports, now: Seconds(1000), cache: DecisionCache::default() }
     }
 
     /// A new configuration around the same forwarding table.
@@ -127,19 +128,32 @@ impl Lab {
         entry.1 = config;
         self.bridge =
             Bridge::new(self.bridge.config().clone(), &self.ports, self.bridge.fdb().clone());
+        self.cache.forget();
     }
 
     /// Puts a frame in and applies the decision to it, as the datapath would.
     pub fn put(&mut self, port: u16, frame: &[u8]) -> Seen {
-        let decision = self.bridge.decide(PortIndex(port), frame, self.now);
-        let tag_out = |op| match (op, decision.tagged_in) {
+        let port = PortIndex(port);
+        let tagged_in = match frame.get(12..16) {
+            Some(&[0x81, 0x00, a, b] | &[0x88, 0xa8, a, b]) => {
+                Some(Tci(u16::from_be_bytes([a, b])))
+            }
+            _ => None,
+        };
+        let tag_out = |op| match (op, tagged_in) {
             (TagOp::Keep, tag) => tag,
             (TagOp::Strip, Some(_)) => None,
             (TagOp::Push(tci), None) | (TagOp::Rewrite(tci), Some(_)) => Some(tci),
             (op, tag) => panic!("{op:?} on a frame with the tag {tag:?}"),
         };
+        if let Some(egress) = self.bridge.recall(&self.cache, port, frame, self.now) {
+            return Seen::Sent([(egress.port.0, tag_out(egress.tag))].into_iter().collect());
+        }
+        let decision = self.bridge.decide(port, frame, self.now);
         match decision.verdict {
             Verdict::Unicast(egress) => {
+                let Decision { vlan, .. } = decision;
+                self.bridge.remember(&mut self.cache, port, frame, vlan, egress);
                 Seen::Sent([(egress.port.0, tag_out(egress.tag))].into_iter().collect())
             }
             Verdict::Flood(flood) => {

@@ -1,0 +1,194 @@
+//! What a worker remembers of decisions, so that a conversation's next frame costs one look instead of many.
+//!
+//! An exact match on what the bridge reads of the second layer: the port and the frame's first 16 bytes (addresses, EtherType, and
+//! the tag if there is one). An entry holds the two words of the forwarding table that the decision came from; it counts only while
+//! both are still there, so a station that moves, ages out or is flushed is noticed at once, and a guest that floods
+//! the table with new addresses costs others nothing. A new configuration makes the worker forget everything.
+//!
+//! ```text
+//!   port, 16 bytes ──multiply-shift──► one entry of 64 bytes: key │ source's word, destination's word │ output
+//!                                                                     ▲ still in the table? (one load each)
+//! ```
+
+use std::hash::{BuildHasher, RandomState};
+
+use wire::ipv4;
+
+use crate::decision::Egress;
+use crate::fdb::{Fdb, Held, Key};
+use crate::{PortIndex, Seconds, TagOp};
+
+const INDEX_BITS: u32 = 13;
+
+/// Decisions of one worker: 8,192 of them, 512 KiB. See the module's documentation.
+pub struct DecisionCache {
+    entries: Box<[Entry; 1 << INDEX_BITS]>,
+    /// Secret, so that nobody can choose addresses that displace others'.
+    multiplier: u64,
+    /// Entries of another one are forgotten.
+    generation: u32,
+    /// Counts decisions that found the place of a live entry.
+    displaced: u32,
+}
+
+/// Of the decisions that find another's place taken, one in so many takes it: with more conversations than places
+/// most would only be written and never read.
+const DISPLACE: u32 = 8;
+
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+struct Entry {
+    key: FlowKey,
+    src: Held,
+    dst: Held,
+    egress: Egress,
+    /// Where the IPv4 header would begin; 0 when frames of the flow are never trapped.
+    trap_at: u8,
+}
+
+const _: () = assert!(size_of::<Entry>() == 64);
+
+/// Port and first bytes, in one generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FlowKey {
+    first: u64,
+    second: u64,
+    /// The port, and above it the generation.
+    origin: u64,
+}
+
+impl FlowKey {
+    /// `None` for a frame that is shorter than what the key reads.
+    #[inline(always)]
+    fn new(ingress: PortIndex, generation: u32, window: &[u8]) -> Option<Self> {
+        let head: &[u8; 16] = window.first_chunk()?;
+        let (first, second) = (*head.first_chunk()?, *head.last_chunk()?);
+        Some(Self {
+            first: u64::from_ne_bytes(first),
+            second: u64::from_ne_bytes(second),
+            origin: u64::from(generation) << 32 | u64::from(ingress.0),
+        })
+    }
+
+    fn generation(&self) -> u64 {
+        self.origin >> 32
+    }
+}
+
+impl Default for DecisionCache {
+    fn default() -> Self {
+        let nothing = Entry {
+            key: FlowKey { first: 0, second: 0, origin: 0 },
+            src: Held::NOTHING,
+            dst: Held::NOTHING,
+            egress: Egress { port: PortIndex(0), tag: TagOp::Keep },
+            trap_at: 0,
+        };
+        Self {
+            entries: boxed(vec![nothing; 1 << INDEX_BITS]),
+            multiplier: RandomState::new().hash_one(0) | 1,
+            generation: 1,
+            displaced: 0,
+        }
+    }
+}
+
+/// Made on the heap: an array of this size is too large for a stack.
+fn boxed<const N: usize>(entries: Vec<Entry>) -> Box<[Entry; N]> {
+    match entries.into_boxed_slice().try_into() {
+        Ok(entries) => entries,
+        Err(_) => unreachable!("a vector of N entries"),
+    }
+}
+
+impl DecisionCache {
+    /// Forgets everything: the configuration is another one.
+    pub fn forget(&mut self) {
+        self.generation = self.generation.wrapping_add(1);
+        if self.generation == 0 {
+            *self = Self::default();
+        }
+    }
+
+    #[inline(always)]
+    fn place(&self, key: &FlowKey) -> usize {
+        let mixed = key.first ^ key.second.rotate_left(29) ^ key.origin << 20;
+        let index = mixed.wrapping_mul(self.multiplier) >> (64 - INDEX_BITS);
+        index as usize
+    }
+
+    /// The output of a frame like one that was decided before, and whose source and destination are where they were. Its source
+    /// counts as heard.
+    #[inline(always)]
+    pub(crate) fn recall(
+        &self,
+        fdb: &Fdb,
+        ingress: PortIndex,
+        window: &[u8],
+        now: Seconds,
+    ) -> Option<Egress> {
+        let key = FlowKey::new(ingress, self.generation, window)?;
+        let entry = &self.entries[self.place(&key)];
+        if entry.key != key {
+            return None;
+        }
+        if entry.trap_at != 0 && may_ask_dhcp4(window, usize::from(entry.trap_at)) {
+            return None;
+        }
+        if !fdb.holds(entry.dst) || !fdb.hear_again(entry.src, now) {
+            return None;
+        }
+        Some(entry.egress)
+    }
+
+    /// Keeps a decision: frames of `source` that come in through `ingress` for `destination` leave by `egress`, and in
+    /// between are looked at for DHCP if there is a `trap`.
+    #[inline(never)]
+    pub(crate) fn keep(
+        &mut self,
+        fdb: &Fdb,
+        (ingress, source): (PortIndex, Key),
+        (egress, destination): (Egress, Key),
+        trap_at: Option<usize>,
+        window: &[u8],
+    ) {
+        let Some(key) = FlowKey::new(ingress, self.generation, window) else { return };
+        let place = self.place(&key);
+        let entry = &mut self.entries[place];
+        if entry.key.generation() == key.generation() && entry.key != key {
+            self.displaced = self.displaced.wrapping_add(1);
+            if !self.displaced.is_multiple_of(DISPLACE) {
+                return;
+            }
+        }
+        // The source may not have been learned: the table was busy, or the port's share is used up.
+        let (Some(src), Some(dst)) =
+            (fdb.hold(source, ingress), fdb.hold(destination, egress.port))
+        else {
+            return;
+        };
+        let trap_at = trap_at.and_then(|at| u8::try_from(at).ok()).unwrap_or(0);
+        *entry = Entry { key, src, dst, egress, trap_at };
+    }
+}
+
+impl std::fmt::Debug for DecisionCache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DecisionCache")
+            .field("generation", &self.generation)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whether a frame with an IPv4 header at `at`, if it has one, may be for port 67 of UDP.
+#[inline(always)]
+fn may_ask_dhcp4(window: &[u8], at: usize) -> bool {
+    const NO_OPTIONS: u8 = 5;
+    const SERVER_PORT: [u8; 2] = 67_u16.to_be_bytes();
+    let Some(header) = window.get(at..).and_then(<[u8]>::first_chunk::<24>) else {
+        // Too short for a header and ports: not of a kind to be fast with.
+        return true;
+    };
+    header[9] == ipv4::PROTOCOL_UDP
+        && (header[0] & 15 != NO_OPTIONS || [header[22], header[23]] == SERVER_PORT)
+}
