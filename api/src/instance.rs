@@ -94,6 +94,12 @@ impl Instance {
         self.run_dir().join("port").join(port)
     }
 
+    /// Hub socket of a network, on which any guest gets a port.
+    #[must_use]
+    pub fn hub_socket(&self, network: &str) -> PathBuf {
+        self.run_dir().join("hub").join(format!("{network}.sock"))
+    }
+
     /// Name of the instance's nftables table (family `inet`).
     #[must_use]
     pub fn nft_table(&self) -> String {

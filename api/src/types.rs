@@ -30,6 +30,22 @@ pub struct NetworkInfo {
     /// What the last define or start warned about.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// The hub socket of an active network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub: Option<HubInfo>,
+}
+
+/// A socket on which every VMM that connects gets a port of its own, for as long as it is connected.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HubInfo {
+    #[schema(value_type = String)]
+    pub socket: PathBuf,
+    /// Guests that are connected.
+    pub guests: usize,
+    /// How many there may be.
+    pub limit: usize,
+    /// Connections that were refused since the start because there were so many.
+    pub refused: u64,
 }
 
 /// `GET /v1/networks/{network}/leases`: one current DHCP lease.
@@ -120,6 +136,16 @@ pub enum PortKind {
     Tap { ifname: String },
     /// An existing host interface, through AF_PACKET.
     Packet { ifname: String },
+    /// A guest on its network's hub socket. Such a port is not added, it comes with the connection and goes with it.
+    Hub {
+        /// Process that connected; absent when it is in another PID namespace.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pid: Option<u32>,
+        /// Name of that process, as it chose it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        command: Option<String>,
+        queue_pairs: u16,
+    },
 }
 
 fn one() -> u16 {

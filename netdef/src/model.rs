@@ -293,7 +293,7 @@ pub struct Unmodelled {
     pub xml: String,
 }
 
-/// `<netloom:switch mode='learning|hub' ageing='SECONDS'/>` in the namespace [`Switch::NAMESPACE`],
+/// `<netloom:switch mode='learning|hub' ageing='SECONDS' hub-socket='yes|no'/>` in the namespace [`Switch::NAMESPACE`],
 /// inside `<metadata>`: libvirt keeps it and has no words of its own for these.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Switch {
@@ -301,6 +301,8 @@ pub struct Switch {
     pub hub: bool,
     /// How long an address is remembered that is not seen any more, from 15 s to an hour.
     pub ageing: Option<Duration>,
+    /// Whether the network has a socket on which any guest gets a port; the daemon decides when it is not said.
+    pub hub_socket: Option<bool>,
 }
 
 impl Switch {

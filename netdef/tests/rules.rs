@@ -423,12 +423,15 @@ fn the_switch_is_set_in_the_metadata() {
         );
         parse(xml.as_bytes()).map(|parsed| parsed.network)
     };
-    let hub = network("mode='hub' ageing='60'").expect("a hub");
+    let hub = network("mode='hub' ageing='60' hub-socket='no'").expect("a hub");
+    assert_eq!(hub.switch.hub_socket, Some(false));
     assert!(hub.switch.hub);
     assert_eq!(hub.switch.ageing, Some(std::time::Duration::from_secs(60)));
     let again = parse(to_xml(&hub).as_bytes()).expect("its own form").network;
     assert_eq!(again.switch, hub.switch);
-    for (attributes, remedy) in [("mode='bus'", "hub"), ("ageing='5'", "3600")] {
+    for (attributes, remedy) in
+        [("mode='bus'", "hub"), ("ageing='5'", "3600"), ("hub-socket='on'", "yes or no")]
+    {
         let error = network(attributes).expect_err(attributes);
         assert!(error.remedy.is_some_and(|text| text.contains(remedy)) && error.line == Some(1));
     }

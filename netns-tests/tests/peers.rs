@@ -73,6 +73,21 @@ fn dpdk_virtio_user_passes_traffic() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// It listens itself; and both its cards are on one hub socket.
+#[test]
+fn dpdk_is_connected_to_and_shares_a_hub_socket() -> anyhow::Result<()> {
+    let lab = Lab::new()?;
+    lab.daemon.network("lan", NETWORK)?;
+    let path = |name: &str| lab.daemon.dir().join(name);
+    let (one, two) = (path("one.sock"), path("two.sock"));
+    lab.daemon.port("lan", "one", &["--connect", &one.display().to_string()])?;
+    lab.daemon.port("lan", "two", &["--connect", &two.display().to_string()])?;
+    testpmd(&one, &two, ",server=1").context("server=1")?;
+    let hub = lab.daemon.instance().hub_socket("lan");
+    testpmd(&hub, &hub, "").context("on the hub socket")?;
+    Ok(())
+}
+
 #[test]
 fn the_vmm_guest_gets_a_lease_and_pings_a_linux_guest() -> anyhow::Result<()> {
     if netns_tests::without_kvm() {

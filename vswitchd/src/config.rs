@@ -68,6 +68,12 @@ pub struct Args {
     /// Mode of vhost-user sockets, octal, where the port names none
     #[arg(long, env = "NETLOOM_SOCKET_MODE", value_name = "MODE", value_parser = octal)]
     pub socket_mode: Option<u32>,
+    /// Guests that a network's hub socket takes; 0: no hub sockets
+    #[arg(long, env = "NETLOOM_HUB_GUESTS", value_name = "N")]
+    pub hub_guests: Option<usize>,
+    /// Pairs of queues offered to a guest on a hub socket
+    #[arg(long, env = "NETLOOM_HUB_QUEUE_PAIRS", value_name = "N")]
+    pub hub_queue_pairs: Option<u16>,
 }
 
 fn octal(text: &str) -> Result<u32, String> {
@@ -121,6 +127,7 @@ struct FileConfig {
     dns: FileDns,
     dhcp: FileDhcp,
     ports: FilePorts,
+    hub: FileHub,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -165,6 +172,13 @@ struct FilePorts {
     socket_mode: Option<u32>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct FileHub {
+    guests: Option<usize>,
+    queue_pairs: Option<u16>,
+}
+
 /// What holds after all sources were read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -182,6 +196,9 @@ pub struct Config {
     pub socket_owner: Option<String>,
     pub socket_group: Option<String>,
     pub socket_mode: u32,
+    /// How many guests a hub socket takes; without any there are no hub sockets.
+    pub hub_guests: usize,
+    pub hub_queue_pairs: u16,
 }
 
 impl Default for Config {
@@ -199,6 +216,8 @@ impl Default for Config {
             socket_owner: None,
             socket_group: None,
             socket_mode: 0o660,
+            hub_guests: 64,
+            hub_queue_pairs: 1,
         }
     }
 }
@@ -265,6 +284,11 @@ impl Config {
             socket_owner: args.socket_owner.clone().or(file.ports.socket_owner),
             socket_group: args.socket_group.clone().or(file.ports.socket_group),
             socket_mode: args.socket_mode.or(file.ports.socket_mode).unwrap_or(default.socket_mode),
+            hub_guests: args.hub_guests.or(file.hub.guests).unwrap_or(default.hub_guests),
+            hub_queue_pairs: args
+                .hub_queue_pairs
+                .or(file.hub.queue_pairs)
+                .unwrap_or(default.hub_queue_pairs),
         };
         config.check()?;
         Ok(config)
@@ -289,6 +313,12 @@ impl Config {
         }
         if self.dhcp_leases_per_port == 0 {
             return value("dhcp.leases_per_port", "must be at least 1");
+        }
+        if self.hub_guests > 4096 {
+            return value("hub.guests", "must be from 0 to 4096");
+        }
+        if !(1..=16).contains(&self.hub_queue_pairs) {
+            return value("hub.queue_pairs", "must be from 1 to 16");
         }
         crate::log::filter(&self.log_level)
             .map_err(|message| ConfigError::Value { key: "log.level", message })?;
@@ -356,6 +386,8 @@ mod tests {
             ("[api]\ngroup = 'no-such-group-here'\n", "api.group"),
             ("[api]\nmode = 0o7777\n", "api.mode"),
             ("[ports]\nsocket_mode = 0o1660\n", "ports.socket_mode"),
+            ("[hub]\nguests = 5000\n", "hub.guests"),
+            ("[hub]\nqueue_pairs = 0\n", "hub.queue_pairs"),
             ("[ports]\nsocket_owner = 'no-such-user-here'\n", "ports.socket_owner"),
         ] {
             let error = load(text, &Args::default()).expect_err(text).to_string();

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
-use api::NetworkInfo;
+use api::{HubInfo, NetworkInfo};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -70,7 +70,12 @@ fn report(context: &mut Context<'_>, network: &NetworkInfo, message: &str) -> Re
 pub(super) async fn start(context: &mut Context<'_>, network: &str) -> Result {
     let lead = Some(format!("Failed to start network {network}"));
     let info = context.client.start(network).await.network(network, lead)?;
-    report(context, &info, &format!("Network {network} started"))
+    report(context, &info, &format!("Network {network} started"))?;
+    if let Some(hub) = info.hub.as_ref().filter(|_| !context.output.is_json()) {
+        let message = format!("Guests get a port on {}", hub.socket.display());
+        context.output.message(&clean(&message, false))?;
+    }
+    Ok(())
 }
 
 pub(super) async fn destroy(context: &mut Context<'_>, network: &str) -> Result {
@@ -187,7 +192,22 @@ fn info_text(network: &NetworkInfo) -> String {
     if let Some(bridge) = &network.bridge {
         lines.push(("Bridge:", clean(bridge, false)));
     }
+    if let Some(hub) = &network.hub {
+        lines.push(("Hub socket:", clean(&hub.socket.to_string_lossy(), false)));
+        lines.push(("Hub guests:", hub_guests(hub)));
+    }
     lines.iter().map(|(label, value)| format!("{label:<15} {value}\n")).collect()
+}
+
+/// `3 of 64`, and what was refused.
+pub(super) fn hub_guests(hub: &HubInfo) -> String {
+    let HubInfo { guests, limit, refused, .. } = hub;
+    match refused {
+        0 => format!("{guests} of {limit}"),
+        _ => format!(
+            "{guests} of {limit}; {refused} refused: raise guests in [hub] of vswitchd.toml"
+        ),
+    }
 }
 
 pub(super) async fn dumpxml(context: &mut Context<'_>, network: &str, inactive: bool) -> Result {
@@ -247,6 +267,7 @@ mod tests {
             bridge: active.then(|| "virbr0".to_owned()),
             ports: 0,
             warnings: Vec::new(),
+            hub: None,
         }
     }
 

@@ -149,6 +149,10 @@ fn info_text(port: &PortInfo, colour: bool) -> String {
         PortKind::Tap { ifname } | PortKind::Packet { ifname } => {
             lines.push(("Interface:", clean(ifname, false)));
         }
+        PortKind::Hub { pid, command, queue_pairs } => {
+            lines.push(("Queue pairs:", queue_pairs.to_string()));
+            lines.push(("Process:", clean(&process(*pid, command.as_deref()), false)));
+        }
     }
     if let Some(socket) = &port.socket {
         lines.push(("Socket:", clean(&socket.to_string_lossy(), false)));
@@ -181,6 +185,7 @@ pub(super) fn kind_word(kind: &PortKind) -> &'static str {
         PortKind::Namespace { .. } => "namespace",
         PortKind::Tap { .. } => "tap",
         PortKind::Packet { .. } => "packet",
+        PortKind::Hub { .. } => "hub",
     }
 }
 
@@ -206,6 +211,16 @@ pub(super) fn target(port: &PortInfo) -> String {
         },
         PortKind::Namespace { netns, ifname } => format!("{netns}:{ifname}"),
         PortKind::Tap { ifname } | PortKind::Packet { ifname } => ifname.clone(),
+        PortKind::Hub { pid, command, .. } => process(*pid, command.as_deref()),
+    }
+}
+
+/// `qemu-system-x86 (pid 1234)`.
+fn process(pid: Option<u32>, command: Option<&str>) -> String {
+    match (command, pid) {
+        (Some(command), Some(pid)) => format!("{command} (pid {pid})"),
+        (None, Some(pid)) => format!("pid {pid}"),
+        (_, None) => "-".to_owned(),
     }
 }
 

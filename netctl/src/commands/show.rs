@@ -8,6 +8,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::Context;
+use super::networks::hub_guests;
 use super::ports::{kind_word, state_word, target, vlan_text};
 use crate::failure::{Failure, Lead as _};
 use crate::output::{clean, state};
@@ -56,6 +57,11 @@ fn tree(
             let _ = writeln!(text, "        bridge: {}", clean(bridge, false));
         }
         services(&mut text, stats.get(&network.uuid));
+        if let Some(hub) = &network.hub {
+            let socket = clean(&hub.socket.to_string_lossy(), false);
+            let _ = writeln!(text, "        hub: {socket}");
+            let _ = writeln!(text, "        guests on it: {}", hub_guests(hub));
+        }
         for port in ports.iter().filter(|port| port.network == network.name) {
             let _ = writeln!(text, "        Port {}", quoted(&port.name));
             if let Some(vlan) = &port.profile.vlan {
@@ -130,7 +136,7 @@ fn fdb_text(entries: &[FdbEntry], quiet: bool) -> String {
 
 #[cfg(test)]
 mod tests {
-    use api::{Dhcp4Stats, DnsStats, PortKind, PortProfile, PortState, Vlan};
+    use api::{Dhcp4Stats, DnsStats, HubInfo, PortKind, PortProfile, PortState, Vlan};
 
     use super::*;
 
@@ -169,6 +175,12 @@ mod tests {
             bridge: Some("virbr0".to_owned()),
             ports: 1,
             warnings: Vec::new(),
+            hub: Some(HubInfo {
+                socket: "/run/netloom/hub/default.sock".into(),
+                guests: 1,
+                limit: 64,
+                refused: 0,
+            }),
         };
         let port = PortInfo {
             name: "1web".to_owned(),
@@ -206,6 +218,8 @@ mod tests {
         bridge: virbr0
         dhcp4: 4 acks, 3 dropped
         dns: 9 queries, 1 malformed, 0 dropped
+        hub: /run/netloom/hub/default.sock
+        guests on it: 1 of 64
         Port \"1web\"
             vlan: 7
             type: namespace

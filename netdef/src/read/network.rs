@@ -180,7 +180,13 @@ fn switch(reader: &Reader<'_>, root: Node<'_>) -> Result<Switch> {
             _ => return invalid("ageing", text, "write a number of seconds from 15 to 3600"),
         },
     };
-    Ok(Switch { hub, ageing })
+    let hub_socket = match node.attribute("hub-socket") {
+        None => None,
+        Some("yes") => Some(true),
+        Some("no") => Some(false),
+        Some(other) => return invalid("hub-socket", other, "write yes or no"),
+    };
+    Ok(Switch { hub, ageing, hub_socket })
 }
 
 fn domain(reader: &mut Reader<'_>, root: Node<'_>) -> Result<Option<Domain>> {

@@ -35,6 +35,18 @@ impl Qemu {
     /// # Errors
     /// When the kernel does not come up within two minutes.
     pub fn start(name: &str, nics: &[Nic<'_>]) -> anyhow::Result<Self> {
+        Self::boot(name, nics, "reconnect=1")
+    }
+
+    /// Like [`Self::start`], with QEMU listening on the cards' sockets.
+    ///
+    /// # Errors
+    /// When the kernel does not come up within two minutes.
+    pub fn listening(name: &str, nics: &[Nic<'_>]) -> anyhow::Result<Self> {
+        Self::boot(name, nics, "server=on,wait=off")
+    }
+
+    fn boot(name: &str, nics: &[Nic<'_>], role: &str) -> anyhow::Result<Self> {
         let slot = Slot::take()?;
         let dir = run().directory(name);
         let mut command = Command::new("qemu-system-x86_64");
@@ -54,7 +66,7 @@ impl Qemu {
             let queues = nic.queue_pairs;
             command
                 .arg("-chardev")
-                .arg(format!("socket,id=c{n},path={},reconnect=1", nic.socket.display()))
+                .arg(format!("socket,id=c{n},path={},{role}", nic.socket.display()))
                 .arg("-netdev")
                 .arg(format!("vhost-user,id=n{n},chardev=c{n},queues={queues}"))
                 .arg("-device")

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::commit::Write;
 use super::definition::{self, Document};
+use super::hub::forget_guests;
 use super::problem::{about, already_active, not_active};
 use super::start::{Mode, Started};
 use super::tables::{Network, Tables};
@@ -162,7 +163,8 @@ impl Manager {
         self.undo(live).await;
         let written = if persistent { Ok(()) } else { self.write(self.forget_writes(uuid)).await };
         self.change(|tables| {
-            let mut events = vec![EventKind::NetworkStopped { network: name.clone(), uuid }];
+            let mut events = forget_guests(tables, uuid);
+            events.push(EventKind::NetworkStopped { network: name.clone(), uuid });
             if !persistent {
                 events.extend(forget(tables, uuid));
             }

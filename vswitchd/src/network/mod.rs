@@ -8,12 +8,15 @@
 //! - what a network has made on the host and in the datapath is a list of [`undo::Undo`]: a start
 //!   that fails runs it backwards, and so does `net-destroy`; stopping the daemon does not;
 //! - an active network has a run-state document, an inactive one has none;
-//! - ports refer to networks by UUID; a network that ceases to exist takes its ports with it.
+//! - ports refer to networks by UUID; a network that ceases to exist takes its ports with it;
+//! - the ports of guests on a hub socket live as long as their connections, and are never on disk.
 
 mod commit;
 mod dataplane;
 mod definition;
+mod hub;
 mod lifecycle;
+mod peer;
 mod ports;
 mod problem;
 mod profile;
@@ -53,6 +56,8 @@ pub struct Manager {
     bus: Arc<EventBus>,
     tables: RwLock<Tables>,
     operation: tokio::sync::Mutex<()>,
+    /// A guest has left a hub socket.
+    departed: tokio::sync::Notify,
     /// The networks of an earlier daemon are coming back one by one, and the rules stay as they
     /// are until all are there.
     restoring: AtomicBool,
@@ -84,6 +89,7 @@ impl Manager {
             bus,
             tables: RwLock::default(),
             operation: tokio::sync::Mutex::new(()),
+            departed: tokio::sync::Notify::new(),
             restoring: AtomicBool::new(false),
             own_addresses: dhcpd::dns::OwnAddresses::default(),
         })

@@ -201,19 +201,29 @@ impl Manager {
                 check_ifname(ifname)
             }
             PortKind::Tap { ifname } | PortKind::Packet { ifname } => check_ifname(ifname),
+            PortKind::Hub { .. } => Err(invalid(
+                name,
+                "a port of the kind hub cannot be added".to_owned(),
+                "let the VMM connect to the network's hub socket: it gets its port then",
+            )),
         }
     }
 
-    fn free_mac(&self) -> Result<wire::MacAddr, Problem> {
+    pub(super) fn free_mac(&self) -> Result<wire::MacAddr, Problem> {
         loop {
             let mac = random_mac()?;
-            let tables = self.tables();
-            let definitions = tables.networks.values().filter_map(|network| network.current()?.mac);
-            let ports = tables.ports.values().map(|port| port.document.mac);
-            if definitions.chain(ports).all(|taken| taken != mac) {
+            if self.is_free_mac(mac) {
                 return Ok(mac);
             }
         }
+    }
+
+    /// No network and no other port has it.
+    pub(super) fn is_free_mac(&self, mac: wire::MacAddr) -> bool {
+        let tables = self.tables();
+        let definitions = tables.networks.values().filter_map(|network| network.current()?.mac);
+        let ports = tables.ports.values().map(|port| port.document.mac);
+        definitions.chain(ports).all(|taken| taken != mac)
     }
 
     /// Deletes a port and everything that it made.

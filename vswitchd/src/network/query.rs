@@ -195,5 +195,6 @@ fn network_info(tables: &Tables, network: &Network) -> NetworkInfo {
         bridge: current.map(Arc::as_ref).and_then(|definition| definition.bridge.name.clone()),
         ports: tables.ports_of(network.uuid).count(),
         warnings: warnings.cloned().collect(),
+        hub: network.live.as_ref().and_then(|live| Some(live.hub.as_ref()?.info(tables))),
     }
 }

@@ -50,18 +50,8 @@ impl Manager {
         network: &model::Network,
         undo: &mut Vec<Undo>,
     ) -> Result<PortState, Problem> {
-        let forwarding = profile::resolve(network, &document.profile)?;
         let uuid = document.uuid;
-        let mut settings = PortSettings {
-            id: uuid,
-            name: document.name.clone(),
-            bridge: document.network,
-            mac: document.mac,
-            role: Role::Guest,
-            vlan: forwarding.vlan,
-            isolated: forwarding.isolated,
-            mtu: mtu(network),
-        };
+        let mut settings = Self::settings(document, network)?;
         match &document.port {
             PortKind::VhostUser { connect, access, queue_pairs } => {
                 let (socket, state) = if let Some(path) = connect {
@@ -106,7 +96,31 @@ impl Manager {
                 undo.push(Undo::DataplanePort(uuid));
                 Ok(PortState::Up)
             }
+            PortKind::Hub { .. } => {
+                Err(problem::internal("a guest on the hub socket cannot be brought back"))
+            }
         }
+    }
+
+    /// A guest's port as the datapath is to have it.
+    ///
+    /// # Errors
+    /// A profile that the network does not have.
+    pub(super) fn settings(
+        document: &PortDocument,
+        network: &model::Network,
+    ) -> Result<PortSettings, Problem> {
+        let forwarding = profile::resolve(network, &document.profile)?;
+        Ok(PortSettings {
+            id: document.uuid,
+            name: document.name.clone(),
+            bridge: document.network,
+            mac: document.mac,
+            role: Role::Guest,
+            vlan: forwarding.vlan,
+            isolated: forwarding.isolated,
+            mtu: mtu(network),
+        })
     }
 
     fn tap_spec(
@@ -141,7 +155,11 @@ impl Manager {
             .map_err(|error| problem::socket(&error.into()))
     }
 
-    fn listen(&self, path: &Path, access: &SocketAccess) -> Result<UnixListener, Problem> {
+    pub(super) fn listen(
+        &self,
+        path: &Path,
+        access: &SocketAccess,
+    ) -> Result<UnixListener, Problem> {
         let access = self.access(access)?;
         socket::listen(path, &access).map_err(|error| problem::socket(&error))
     }
@@ -149,7 +167,14 @@ impl Manager {
     /// # Errors
     /// When the kernel could not bind it.
     pub(super) fn socket_path(&self, port: &str) -> Result<PathBuf, Problem> {
-        let path = self.store.instance().port_socket(port);
+        Self::fitting(port, self.store.instance().port_socket(port), "the port's name")
+    }
+
+    /// The path of the socket of `object`, whose name (`what`) it ends in.
+    ///
+    /// # Errors
+    /// When the kernel could not bind it.
+    pub(super) fn fitting(object: &str, path: PathBuf, what: &str) -> Result<PathBuf, Problem> {
         let length = path.as_os_str().len();
         if length <= socket::MAX_PATH {
             return Ok(path);
@@ -157,12 +182,12 @@ impl Manager {
         let excess = length - socket::MAX_PATH;
         Err(Problem {
             remedy: Some(format!(
-                "shorten the port's name by {excess} characters, or start vswitchd with a shorter \
+                "shorten {what} by {excess} characters, or start vswitchd with a shorter \
                  --root"
             )),
             ..about(
                 Code::InvalidArgument,
-                port,
+                object,
                 format!(
                     "the socket path {} has {length} bytes, {excess} more than a Unix socket can have",
                     path.display()
@@ -178,7 +203,7 @@ impl Manager {
                 Some((ifname.clone(), document.uuid, Some(netns.clone())))
             }
             PortKind::Tap { ifname } => Some((ifname.clone(), document.uuid, None)),
-            PortKind::VhostUser { .. } | PortKind::Packet { .. } => None,
+            PortKind::VhostUser { .. } | PortKind::Packet { .. } | PortKind::Hub { .. } => None,
         }
     }
 }

@@ -9,6 +9,7 @@ use switch::{Role, VlanMode};
 use uuid::Uuid;
 
 use super::dataplane::{BridgeSettings, PortSettings};
+use super::hub::Hub;
 use super::problem::{about, host, start_failed};
 use super::raise::Raised;
 use super::services::Services;
@@ -73,10 +74,11 @@ enum Step {
     Firewall,
     Services,
     Ports,
+    Hub,
 }
 
 impl Step {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Conflicts,
         Self::Bridge,
         Self::Interface,
@@ -86,6 +88,7 @@ impl Step {
         Self::Firewall,
         Self::Services,
         Self::Ports,
+        Self::Hub,
     ];
 
     fn describe(self, start: &Start<'_>) -> String {
@@ -104,6 +107,7 @@ impl Step {
             Self::Firewall => "applying the firewall rules".to_owned(),
             Self::Services => "starting DHCP and DNS".to_owned(),
             Self::Ports => "bringing up ports".to_owned(),
+            Self::Hub => "making the hub socket".to_owned(),
         }
     }
 }
@@ -121,6 +125,7 @@ struct Start<'a> {
     services: Option<Arc<Services>>,
     services_missing: bool,
     ports: Vec<(Uuid, Raised)>,
+    hub: Option<Arc<Hub>>,
 }
 
 impl Manager {
@@ -151,6 +156,7 @@ impl Manager {
                 undo: start.undo,
                 firewall: start.firewall,
                 services: start.services,
+                hub: start.hub,
                 services_missing: start.services_missing,
                 interface_missing: false,
             },
@@ -201,6 +207,7 @@ impl<'a> Start<'a> {
             services: None,
             services_missing: false,
             ports: Vec::new(),
+            hub: None,
         }
     }
 
@@ -216,6 +223,10 @@ impl<'a> Start<'a> {
             Step::Firewall => self.firewall().await,
             Step::Services => self.services().await,
             Step::Ports => self.ports().await,
+            Step::Hub => {
+                self.hub();
+                Ok(())
+            }
         }
     }
 
@@ -488,6 +499,23 @@ impl<'a> Start<'a> {
             self.ports.push((document.uuid, raised));
         }
         Ok(())
+    }
+}
+
+impl Start<'_> {
+    /// Like a port, it does not keep the network down.
+    fn hub(&mut self) {
+        match self.manager.raise_hub(self.uuid, self.definition) {
+            Ok(Some(hub)) => {
+                self.undo.extend(hub.undo());
+                self.hub = Some(hub);
+            }
+            Ok(None) => {}
+            Err(error) => {
+                let remedy = error.remedy.map(|text| format!("; {text}")).unwrap_or_default();
+                self.warnings.push(format!("there is no hub socket: {}{remedy}", error.title));
+            }
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use api::{PortState, Problem};
 use netdef::model::{self, ForwardMode};
 use uuid::Uuid;
 
+use super::hub::Hub;
 use super::problem;
 use super::services::Services;
 use super::undo::Undo;
@@ -43,6 +44,7 @@ pub(super) struct Live {
     pub(super) undo: Vec<Undo>,
     pub(super) firewall: Option<FirewallNetwork>,
     pub(super) services: Option<Arc<Services>>,
+    pub(super) hub: Option<Arc<Hub>>,
     /// They could not be started when the network came back; they are tried again.
     pub(super) services_missing: bool,
     /// Somebody deleted the gateway or uplink interface; it is tried again.

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use api::Problem;
 use uuid::Uuid;
 
+use super::hub::Hub;
 use super::services::Services;
 use super::{Manager, problem};
 use crate::host::{FirewallNetwork, RouteSpec};
@@ -30,8 +31,10 @@ pub(super) enum Undo {
         netns: String,
         port: Uuid,
     },
-    /// The socket of a vhost-user port.
+    /// A socket of ours.
     Socket(PathBuf),
+    /// What serves the network's hub socket.
+    Hub(Arc<Hub>),
     Route(RouteSpec),
     /// The network's rules.
     Firewall,
@@ -50,6 +53,7 @@ impl Undo {
             }
             Self::Watch { netns, .. } => format!("unwatching namespace {netns}"),
             Self::Socket(path) => format!("removing socket {}", path.display()),
+            Self::Hub(_) => "stopping the hub".to_owned(),
             Self::Route(route) => format!("removing the route to {}", route.net),
             Self::Firewall => "removing the firewall rules".to_owned(),
             Self::Services(_) => "stopping DHCP and DNS".to_owned(),
@@ -97,6 +101,10 @@ impl Manager {
                 }
                 _ => Ok(()),
             },
+            Undo::Hub(hub) => {
+                hub.stop();
+                Ok(())
+            }
             Undo::Route(route) => {
                 self.host.del_route(&route).await.map_err(host)?;
                 Ok(())

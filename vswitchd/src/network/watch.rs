@@ -7,6 +7,7 @@ use std::time::Duration;
 use api::{EventKind, PortState};
 use uuid::Uuid;
 
+use super::hub::is_transient;
 use super::start::{SERVICES_WARNING, port_warning};
 use super::tables::{Network, Port, Tables};
 use super::undo::Undo;
@@ -37,6 +38,8 @@ impl Manager {
                 manager.port_state(id, dataplane::state(state), reason);
             }
         });
+        let manager = Arc::clone(self);
+        tokio::spawn(async move { manager.remove_departed().await });
         let manager = Arc::clone(self);
         tokio::spawn(async move {
             while let Some(event) = host.recv().await {
@@ -86,6 +89,10 @@ impl Manager {
             }
             port.state = state;
             port.reason.clone_from(&reason);
+            if state == PortState::Gone && is_transient(port) {
+                self.departed.notify_one();
+                return None;
+            }
             let port_name = port.document.name.clone();
             let mac = port.document.mac;
             let network = tables.networks.get(&port.document.network)?.name.clone();
@@ -178,7 +185,9 @@ impl Manager {
 
     /// Ports that are gone or failed in an active network may be possible now.
     async fn retry_ports(&self) {
-        let broken = |port: &Port| matches!(port.state, PortState::Gone | PortState::Error);
+        let broken = |port: &Port| {
+            matches!(port.state, PortState::Gone | PortState::Error) && !is_transient(port)
+        };
         if !self.tables().ports.values().any(broken) {
             return;
         }

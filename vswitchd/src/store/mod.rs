@@ -85,6 +85,7 @@ impl Store {
             store.leases_dir(),
             store.run_state_dir(),
             store.sockets_dir(),
+            store.hubs_dir(),
         ] {
             directory(&dir)?;
             atomic::sweep(&dir).map_err(StoreError::io("clean", &dir))?;
@@ -123,12 +124,20 @@ impl Store {
         self.instance.run_dir().join("port")
     }
 
-    /// What is in [`Self::sockets_dir`].
+    /// Where the hub sockets of networks are.
+    #[must_use]
+    pub fn hubs_dir(&self) -> PathBuf {
+        self.instance.run_dir().join("hub")
+    }
+
+    /// What is in [`Self::sockets_dir`] and [`Self::hubs_dir`].
     #[must_use]
     pub fn sockets(&self) -> Vec<PathBuf> {
-        std::fs::read_dir(self.sockets_dir())
-            .map(|entries| entries.filter_map(|entry| Some(entry.ok()?.path())).collect())
-            .unwrap_or_default()
+        [self.sockets_dir(), self.hubs_dir()]
+            .iter()
+            .filter_map(|dir| std::fs::read_dir(dir).ok())
+            .flat_map(|entries| entries.filter_map(|entry| Some(entry.ok()?.path())))
+            .collect()
     }
 
     /// Lock file of the instance.

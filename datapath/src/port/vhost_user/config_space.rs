@@ -66,3 +66,37 @@ pub(super) fn offer(mac: MacAddr, mtu: u32, queue_pairs: u16) -> Offer {
 pub(super) fn header_len(features: u64) -> usize {
     if features & (virtio::F_VERSION_1 | virtio::NET_F_MRG_RXBUF) == 0 { 10 } else { 12 }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DOCUMENT: &str = include_str!("../../../../docs/vhost-user.md");
+
+    /// Names and bits in the table under a heading of the document.
+    fn table(heading: &str) -> Vec<(&'static str, u64)> {
+        let (_, section) = DOCUMENT.split_once(heading).expect(heading);
+        let section = section.split_once("\n#").map_or(section, |(section, _)| section);
+        let rows = section.lines().filter_map(|line| {
+            let mut cells = line.split('|').map(str::trim).skip(1);
+            let name = cells.next()?.strip_prefix('`')?.strip_suffix('`')?;
+            Some((name, 1 << cells.next()?.parse::<u32>().expect(line)))
+        });
+        rows.collect()
+    }
+
+    #[test]
+    fn the_document_says_what_is_offered() {
+        let offer = offer(MacAddr([2, 0, 0, 0, 0, 1]), 1500, 1);
+        let mask = |table: &[(&str, u64)]| table.iter().fold(0, |mask, (_, bit)| mask | bit);
+        let device = table("### Device features");
+        let difference = mask(&device) ^ offer.features;
+        assert_eq!(difference, 0, "docs/vhost-user.md and what is offered differ: {difference:#x}");
+        let named = table("### Protocol features");
+        let difference = mask(&named) ^ offer.protocol_features;
+        assert_eq!(difference, 0, "docs/vhost-user.md and what is offered differ: {difference:#x}");
+        for (name, bit) in named {
+            assert_eq!(name, protocol::name(bit));
+        }
+    }
+}
