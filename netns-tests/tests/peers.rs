@@ -32,12 +32,13 @@ fn testpmd(first: &Path, second: &Path, extra: &str) -> anyhow::Result<String> {
         .args([
             "--",
             "--nb-cores=1",
-            "--forward-mode=io",
+            // Without pause, so that nothing hangs on the first frames.
+            "--forward-mode=flowgen",
             "--no-flush-rx",
             "--total-num-mbufs=8192",
         ])
         .args(["--eth-peer=0,02:00:00:00:00:02", "--eth-peer=1,02:00:00:00:00:01"])
-        .args(["--tx-first", "--stats-period=1"])
+        .arg("--stats-period=1")
         .stdin(Stdio::null())
         .stdout(std::fs::File::create(dir.join("stdout"))?);
     let process = Process::start("testpmd", command, &dir)?;

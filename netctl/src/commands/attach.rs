@@ -83,7 +83,15 @@ libvirt domain XML:
     if pairs > 1 {
         let _ = writeln!(text, "      <driver queues='{pairs}'/>");
     }
-    text.push_str("    </interface>\n  </devices>\n\n");
+    text.push_str("    </interface>\n  </devices>\n");
+    if listens == Listens::Switch {
+        text.push_str(&netloom_vmm(name, instance));
+    }
+    text
+}
+
+/// It connects, and does not listen.
+fn netloom_vmm(port: &str, instance: &Instance) -> String {
     let mut vmm = "netloom-vmm".to_owned();
     if instance.name() != Instance::DEFAULT {
         let _ = write!(vmm, " --instance {}", instance.name());
@@ -91,11 +99,9 @@ libvirt domain XML:
     if instance.root() != Path::new("/") {
         let _ = write!(vmm, " --root {}", shell(&instance.root().to_string_lossy()));
     }
-    let _ = write!(
-        text,
-        "netloom-vmm:\n  {vmm} --kernel vmlinuz --initrd initrd.img --memory 1G --net {name}\n"
-    );
-    text
+    format!(
+        "\nnetloom-vmm:\n  {vmm} --kernel vmlinuz --initrd initrd.img --memory 1G --net {port}\n"
+    )
 }
 
 /// One word for a shell.
@@ -150,7 +156,7 @@ mod tests {
         ] {
             assert!(text.contains(words), "{words}\n{text}");
         }
-        assert!(!text.contains("reconnect"), "{text}");
+        assert!(!text.contains("reconnect") && !text.contains("netloom-vmm"), "{text}");
     }
 
     #[test]

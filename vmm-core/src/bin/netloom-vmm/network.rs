@@ -45,8 +45,13 @@ fn ask(name: &str, instance: &Instance) -> anyhow::Result<PortInfo> {
 
 fn check(info: &PortInfo) -> anyhow::Result<()> {
     let name = &info.name;
-    if !matches!(info.port, PortKind::VhostUser { .. }) {
-        bail!("port {name} is not a vhost-user port: a virtual machine cannot use it");
+    match &info.port {
+        PortKind::VhostUser { connect: None, .. } => {}
+        PortKind::VhostUser { connect: Some(_), .. } => bail!(
+            "port {name} is for a virtual machine monitor that listens, this one connects: \
+             add a port without --connect"
+        ),
+        _ => bail!("port {name} is not a vhost-user port: a virtual machine cannot use it"),
     }
     // A port that is `up` may be on its way back from a machine that just ended: connecting tells.
     if info.state == PortState::Down {
@@ -119,6 +124,7 @@ mod tests {
         for (kind, state, expected) in [
             (VHOST_USER, "down", "netctl net-start default"),
             (r#"{"kind":"tap","ifname":"t0"}"#, "up", "not a vhost-user port"),
+            (r#"{"kind":"vhost-user","connect":"/s"}"#, "up", "without --connect"),
         ] {
             let directory = tempfile::tempdir().unwrap();
             let instance = instance(&directory);
