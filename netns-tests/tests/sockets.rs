@@ -68,6 +68,23 @@ fn a_vmm_that_listens_is_served_again_after_either_side_was_killed() -> anyhow::
     ns.ping(&address)
 }
 
+#[test]
+fn vmms_that_are_not_there_cost_nothing() -> anyhow::Result<()> {
+    let mut lab = Lab::new()?;
+    lab.daemon.network("lan", NETWORK)?;
+    for n in 0..100 {
+        let absent = lab.daemon.dir().join(format!("absent{n}")).display().to_string();
+        lab.daemon.port("lan", &format!("vm{n}"), &["--connect", &absent])?;
+    }
+    let process = lab.daemon.process()?;
+    let before = process.cpu_time();
+    // CPU time can only be seen over time.
+    std::thread::sleep(Duration::from_secs(3));
+    let used = process.cpu_time() - before;
+    ensure!(used < Duration::from_millis(150), "looking for 100 VMMs takes {used:?} in 3 s");
+    Ok(())
+}
+
 /// QEMU, User-mode Linux and the lab's own frontends.
 #[test]
 fn any_number_of_guests_attach_to_one_hub_socket() -> anyhow::Result<()> {

@@ -22,6 +22,9 @@ pub(super) const FIRST: Duration = Duration::from_millis(50);
 /// Between two attempts, at most.
 const LAST: Duration = Duration::from_millis(500);
 
+/// Attempts wait for the next of these after their time, so that many ports wake the thread no more often than one.
+const TICK: Duration = Duration::from_millis(50);
+
 /// How long to wait after the attempt that was made after `delay`.
 pub(super) fn longer(delay: Duration) -> Duration {
     (delay * 2).clamp(FIRST, LAST)
@@ -94,6 +97,7 @@ struct Job {
 
 fn run(orders: &Receiver<Order>, dialed: &Sender<Dialed>, notify: &WakeFd) {
     let mut jobs: HashMap<u64, Job> = HashMap::new();
+    let start = Instant::now();
     loop {
         let order = match jobs.values().map(|job| job.due).min() {
             Some(due) => orders.recv_deadline(due),
@@ -122,11 +126,20 @@ fn run(orders: &Receiver<Order>, dialed: &Sender<Dialed>, notify: &WakeFd) {
                 notify.wake();
             }
             job.delay = longer(job.delay);
-            job.due = Instant::now() + job.delay;
+            job.due = on_tick(start, Instant::now() + job.delay);
             let again = failure.is_some();
             job.failure = failure;
             again
         });
+    }
+}
+
+/// The first tick that is not before `due`.
+fn on_tick(start: Instant, due: Instant) -> Instant {
+    let since = due.duration_since(start).as_nanos() % TICK.as_nanos();
+    match u64::try_from(since) {
+        Ok(since @ 1..) => due + TICK - Duration::from_nanos(since),
+        _ => due,
     }
 }
 
@@ -179,6 +192,15 @@ mod tests {
         .take(6)
         .collect();
         assert_eq!(delays, [50, 100, 200, 400, 500, 500]);
+    }
+
+    #[test]
+    fn attempts_of_many_ports_come_together() {
+        let start = Instant::now();
+        let after = |ms| on_tick(start, start + Duration::from_millis(ms)) - start;
+        for (due, tick) in [(0, 0), (1, 50), (50, 50), (51, 100), (120, 150)] {
+            assert_eq!(after(due).as_millis(), tick, "{due}");
+        }
     }
 
     #[test]
