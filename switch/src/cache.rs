@@ -6,8 +6,8 @@
 //! the table with new addresses costs others nothing. A new configuration makes the worker forget everything.
 //!
 //! ```text
-//!   port, 16 bytes ──multiply-shift──► one entry of 64 bytes: key │ source's word, destination's word │ output
-//!                                                                     ▲ still in the table? (one load each)
+//!   port, 16 bytes ──multiply-shift──► one of two entries: key │ source's word, destination's word │ output
+//!                                                                   ▲ still in the table? (one load each)
 //! ```
 
 use std::hash::{BuildHasher, RandomState};
@@ -27,11 +27,11 @@ pub struct DecisionCache {
     multiplier: u64,
     /// Entries of another one are forgotten.
     generation: u32,
-    /// Counts decisions that found the place of a live entry.
+    /// Counts decisions that found live entries in both places.
     displaced: u32,
 }
 
-/// Of the decisions that find another's place taken, one in so many takes it: with more conversations than places
+/// Of the decisions that find both places taken, one in so many takes it: with more conversations than places
 /// most would only be written and never read.
 const DISPLACE: u32 = 8;
 
@@ -128,9 +128,13 @@ impl DecisionCache {
         now: Seconds,
     ) -> Option<Egress> {
         let key = FlowKey::new(ingress, self.generation, window)?;
-        let entry = &self.entries[self.place(&key)];
+        let place = self.place(&key);
+        let mut entry = &self.entries[place];
         if entry.key != key {
-            return None;
+            entry = &self.entries[place ^ 1];
+            if entry.key != key {
+                return None;
+            }
         }
         if entry.trap_at != 0 && may_ask_dhcp4(window, usize::from(entry.trap_at)) {
             return None;
@@ -153,7 +157,12 @@ impl DecisionCache {
         window: &[u8],
     ) {
         let Some(key) = FlowKey::new(ingress, self.generation, window) else { return };
+        let free = |place: &usize| {
+            let there = &self.entries[*place].key;
+            *there == key || there.generation() != key.generation()
+        };
         let place = self.place(&key);
+        let place = [place, place ^ 1].into_iter().find(free).unwrap_or(place);
         let entry = &mut self.entries[place];
         if entry.key.generation() == key.generation() && entry.key != key {
             self.displaced = self.displaced.wrapping_add(1);
