@@ -14,6 +14,7 @@ pub mod daemon;
 pub mod frontend;
 pub mod guest;
 pub mod inet;
+pub mod limit;
 pub mod netns;
 pub mod process;
 pub mod record;

@@ -11,6 +11,7 @@ use anyhow::{Context, ensure};
 use wire::virtio_net::VirtioNetHdr;
 
 use super::nic::Nic;
+use super::placement::real_time;
 
 /// Experimental Ethertype (IEEE 802, local experiments), ours alone in the lab.
 const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
@@ -81,7 +82,7 @@ impl Probe {
         let sender = std::thread::spawn({
             let (stop, sent) = (Arc::clone(&stop), Arc::clone(&sent));
             move || {
-                first_in_line()?;
+                real_time()?;
                 let step = Duration::from_secs(1) / rate;
                 let mut due = Instant::now();
                 let mut number = 0;
@@ -101,7 +102,7 @@ impl Probe {
             let (stopped, sent) = (Arc::clone(&stopped), Arc::clone(&sent));
             let seen = Arc::clone(&seen);
             move || {
-                first_in_line()?;
+                real_time()?;
                 let mut arrivals = Arrivals::default();
                 let mut last = Instant::now();
                 let mut looked = last;
@@ -196,18 +197,6 @@ impl Arrivals {
         self.highest = self.highest.max(Some(number));
         self.slowest = self.slowest.max(way);
     }
-}
-
-/// Lets the calling thread run before others that want the CPU. It sleeps nearly always.
-fn first_in_line() -> anyhow::Result<()> {
-    let priority = libc::sched_param { sched_priority: 1 };
-    // SAFETY: the structure lives through the call, and 0 is the calling thread.
-    let status = unsafe { libc::sched_setscheduler(0, libc::SCHED_RR, &raw const priority) };
-    if status != 0 {
-        // Where the machine has no real time for us.
-        rustix::process::setpriority_process(None, -20).context("raise the probe's priority")?;
-    }
-    Ok(())
 }
 
 fn frame(from: &Nic, to: &Nic, number: u64, epoch: Instant) -> Vec<u8> {

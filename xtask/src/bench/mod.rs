@@ -1,16 +1,33 @@
 //! `cargo xtask bench`: how fast the switch is next to its peers, measured on this machine.
 //!
 //! A figure alone says little on a virtual machine: other work and the place of its CPUs move rates up
-//! to six times. So two switches are always measured in turns, in the same minutes, and the ratio is
-//! what counts.
+//! to six times. So switches are always measured in turns, in the same minutes, on the same CPUs, and the ratio is
+//! what counts. [`cases`] says what is measured, [`turns`] does it, [`report`] sums it up.
 
+mod cases;
+mod closed_loop;
+mod forwarder;
 mod hugepages;
+mod idle;
+mod iperf;
+mod limit;
+mod load;
 mod ovs;
+mod peer;
+mod plot;
 mod report;
-mod vhost;
+mod targets;
+mod turns;
 mod vswitchd;
 
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
+
+use peer::Name;
+use report::Report;
 
 /// Which benchmark.
 #[derive(Clone, Debug, Args)]
@@ -21,33 +38,57 @@ pub(crate) struct Options {
 
 #[derive(Clone, Debug, Subcommand)]
 enum Benchmark {
-    /// Frames per second between two vhost-user ports: vswitchd and OVS-DPDK in turns
+    /// vswitchd and its peers in turns: rates, latency, idle costs
     Vhost(VhostOptions),
+    /// Put results of several runs together: table and plot
+    Show(ShowOptions),
 }
 
 #[derive(Clone, Debug, Args)]
 struct VhostOptions {
+    /// Only these groups (a to g) or cases (c/1518); --list shows them
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Only these switches
+    #[arg(long, value_enum, value_delimiter = ',')]
+    peers: Vec<Name>,
     /// Turns of each switch
-    #[arg(long, default_value_t = 6)]
-    pairs: u32,
+    #[arg(long, default_value_t = 5)]
+    runs: u32,
     /// Length of each measurement
-    #[arg(long, default_value_t = 3.0)]
+    #[arg(long, default_value_t = 2.0)]
     seconds: f64,
-    /// Bytes of each frame, without the FCS
-    #[arg(long, default_value_t = 64)]
-    bytes: u16,
-    /// MAC address pairs, up to 1024
-    #[arg(long, default_value_t = 1)]
-    flows: u16,
-    /// Only one port sends
+    /// Cargo profile of what is ours: `measure` builds faster than `release`
+    #[arg(long, default_value = "release")]
+    profile: String,
+    /// Print the cases and end
     #[arg(long)]
-    one_way: bool,
-    /// Only this switch
-    #[arg(long, value_name = "SWITCH")]
-    only: Option<report::Switch>,
-    /// How to print the result
+    list: bool,
+    #[command(flatten)]
+    result: ResultOptions,
+}
+
+#[derive(Clone, Debug, Args)]
+struct ShowOptions {
+    /// Files that `--save` wrote; of a case that is in several, the last one counts
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    #[command(flatten)]
+    result: ResultOptions,
+}
+
+/// What to do with the result.
+#[derive(Clone, Debug, Args)]
+struct ResultOptions {
+    /// How to print it
     #[arg(short, long, default_value = "table")]
     output: Output,
+    /// Write all runs to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    save: Option<PathBuf>,
+    /// Draw it into this file, as SVG
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -57,8 +98,43 @@ enum Output {
 }
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
-    crate::capability::root()?;
     match &options.benchmark {
-        Benchmark::Vhost(options) => vhost::run(options),
+        Benchmark::Vhost(options) if options.list => {
+            for case in cases::all() {
+                println!("{:<16} {}", case.name, case.what);
+            }
+            Ok(())
+        }
+        Benchmark::Vhost(options) => {
+            crate::capability::root()?;
+            finish(&turns::run(options)?, &options.result)
+        }
+        Benchmark::Show(options) => {
+            let mut all: Option<Report> = None;
+            for file in &options.files {
+                let text = fs::read(file).with_context(|| file.display().to_string())?;
+                let report: Report = serde_json::from_slice(&text)
+                    .with_context(|| format!("{} is no result of --save", file.display()))?;
+                all = Some(all.map_or(report.clone(), |all| all.with(report)));
+            }
+            finish(&all.context("no files")?, &options.result)
+        }
     }
+}
+
+fn finish(report: &Report, options: &ResultOptions) -> anyhow::Result<()> {
+    match options.output {
+        Output::Table => print!("{}", report.table()),
+        Output::Json => println!("{}", serde_json::to_string_pretty(&report.with_summary())?),
+    }
+    if let Some(file) = &options.save {
+        let text = serde_json::to_string(report)?;
+        fs::write(file, text + "\n").with_context(|| file.display().to_string())?;
+    }
+    if let Some(file) = &options.plot {
+        fs::write(file, plot::svg(report)).with_context(|| file.display().to_string())?;
+    }
+    let failed = report.failures.len();
+    anyhow::ensure!(failed == 0, "{failed} measurements failed; logs are in /tmp/netloom-lab");
+    Ok(())
 }

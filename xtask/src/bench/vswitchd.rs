@@ -1,4 +1,4 @@
-//! Our own switch: one network, two vhost-user ports, worker on CPU 0.
+//! Our own switch: one network, vhost-user or TAP ports, worker on CPU 0.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -29,7 +29,7 @@ impl Vswitchd {
     ///
     /// # Errors
     /// With the end of its log, when it does not come up.
-    pub(super) fn start(programs: &Path) -> anyhow::Result<Vswitchd> {
+    pub(super) fn start(programs: &Path, ports: usize) -> anyhow::Result<Vswitchd> {
         let netns = Netns::new("bench")?;
         let dir = run().directory("vswitchd");
         let root = dir.join("root");
@@ -50,16 +50,31 @@ impl Vswitchd {
         fs::write(&file, NETWORK)?;
         switch.netctl(&["net-define", &file.display().to_string()])?;
         switch.netctl(&["net-start", "bench"])?;
-        for name in ["vh0", "vh1"] {
-            let text = switch.netctl(&["-o", "json", "port-add", "bench", name])?;
+        for port in 0..ports {
+            let name = format!("vh{port}");
+            let text = switch.netctl(&["-o", "json", "port-add", "bench", &name])?;
             let port: api::PortInfo = serde_json::from_str(&text).context(text)?;
             switch.sockets.push(port.socket.context("a port without a socket")?);
         }
         Ok(switch)
     }
 
-    pub(super) fn sockets(&self) -> [PathBuf; 2] {
-        [self.sockets[0].clone(), self.sockets[1].clone()]
+    /// A TAP in a namespace, named `eth0` there.
+    ///
+    /// # Errors
+    /// What netctl says.
+    pub(super) fn add_tap(&self, name: &str, netns: &Netns) -> anyhow::Result<()> {
+        let netns = netns.name();
+        let words = ["port-add", "bench", name, "--netns", netns, "--ifname", "eth0"];
+        self.netctl(&words).map(drop)
+    }
+
+    pub(super) fn sockets(&self) -> &[PathBuf] {
+        &self.sockets
+    }
+
+    pub(super) fn process(&mut self) -> &mut Process {
+        &mut self.process
     }
 
     /// Destroys the network and ends the daemon.
