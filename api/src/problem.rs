@@ -32,6 +32,8 @@ pub enum Code {
     StartFailed,
     /// If-Match did not match the current revision.
     RevisionMismatch,
+    /// Another daemon is taking over; the same request will do in a moment.
+    Restarting,
     /// The state on disk could not be read or written.
     Storage,
     Internal,
@@ -54,6 +56,7 @@ impl Code {
             | Self::StartFailed => 409,
             Self::RevisionMismatch => 412,
             Self::Storage | Self::Internal => 500,
+            Self::Restarting => 503,
         }
     }
 }

@@ -84,6 +84,8 @@ pub enum PortIo {
     Packet { socket: OwnedFd },
     /// From [`internal`](crate::internal).
     Internal(InternalPort),
+    /// What another process has handed over for the port of this id; see [`Datapath::inherited`](crate::Datapath::inherited).
+    Inherited,
 }
 
 /// How a vhost-user port comes by its frontend.

@@ -20,6 +20,7 @@ mod config;
 mod control;
 mod counters;
 mod epoch;
+pub mod handover;
 pub mod offload;
 pub mod port;
 mod snapshot;
@@ -29,7 +30,7 @@ pub use config::{
     BridgeSpec, Config, Error, Event, FdbEntry, PortIo, PortSpec, PortState, PortStats, PortStatus,
     VhostSocket,
 };
-pub use control::Datapath;
+pub use control::{Datapath, Imported, Inherited, Suspended};
 pub use port::internal::{
     Closed, Egress, Ingress, InternalHandle, InternalPort, SendError, Waker, internal,
 };

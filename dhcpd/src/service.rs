@@ -1,6 +1,7 @@
 //! One network's services: a thread for DHCP, a thread for DNS, and the names between them.
 
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -112,6 +113,14 @@ impl Service {
     #[must_use]
     pub fn dns_counters(&self) -> Option<&dns::Counters> {
         self.dns.as_ref().map(|dns| &*dns.counters)
+    }
+
+    /// The sockets of DNS, for another process that takes them over (see [`dns::InheritedSockets`]).
+    ///
+    /// # Errors
+    /// When the process is out of descriptors.
+    pub fn dns_sockets(&self) -> std::io::Result<Vec<OwnedFd>> {
+        self.dns.as_ref().map_or(Ok(Vec::new()), Dns::sockets)
     }
 
     /// Takes a new configuration; leases and the DNS cache stay.

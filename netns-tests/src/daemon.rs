@@ -11,6 +11,7 @@ use api::Instance;
 use rustix::process::Signal;
 use serde::de::DeserializeOwned;
 
+use crate::manager::ServiceManager;
 use crate::netns::Netns;
 use crate::process::Process;
 use crate::record::run;
@@ -22,6 +23,7 @@ pub struct Daemon {
     netns: Arc<Netns>,
     instance: Instance,
     process: Option<Process>,
+    manager: Option<ServiceManager>,
     dir: PathBuf,
 }
 
@@ -48,7 +50,8 @@ impl Daemon {
         let instance = Instance::new(instance, dir.join(root))?;
         fs::create_dir_all(instance.config_dir())?;
         fs::write(instance.config_dir().join("vswitchd.toml"), config)?;
-        let mut daemon = Self { netns: Arc::clone(netns), instance, process: None, dir };
+        let mut daemon =
+            Self { netns: Arc::clone(netns), instance, process: None, manager: None, dir };
         daemon.up()?;
         Ok(daemon)
     }
@@ -58,14 +61,81 @@ impl Daemon {
     /// # Errors
     /// With the end of its log when it does not come up.
     pub fn up(&mut self) -> anyhow::Result<()> {
-        let program = crate::program("vswitchd")?;
-        let mut command = self.netns.command(&program.display().to_string());
-        command.args(["--instance", self.instance.name()]).arg("--root").arg(self.instance.root());
-        let process = Process::start_quiet("vswitchd", command, &self.dir)?;
+        let process = self.start_process(&[])?;
         let process = self.process.insert(process);
         let socket = self.instance.api_socket();
         wait::until("vswitchd's API to answer", Duration::from_secs(20), || {
             std::os::unix::net::UnixStream::connect(&socket).is_ok() || process.ended().is_some()
+        })?;
+        process.check_alive()
+    }
+
+    /// From now on the process is started by this manager.
+    pub fn manage(&mut self, manager: ServiceManager) {
+        self.manager = Some(manager);
+    }
+
+    /// # Errors
+    /// When there is none.
+    pub fn manager(&self) -> anyhow::Result<&ServiceManager> {
+        self.manager.as_ref().context("vswitchd is not managed")
+    }
+
+    /// Start a process on this instance, with more arguments, beside the one that may run.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_process(&self, more: &[&str]) -> anyhow::Result<Process> {
+        let program = crate::program("vswitchd")?;
+        let mut command = self.netns.command(&program.display().to_string());
+        command.args(["--instance", self.instance.name()]).arg("--root").arg(self.instance.root());
+        command.args(more);
+        if let Some(manager) = &self.manager {
+            command = manager.dress(&command)?;
+        }
+        Process::start_quiet("vswitchd", command, &self.dir)
+    }
+
+    /// `vswitchd --take-over`; returns when the old process has ended and the new one answers.
+    ///
+    /// # Errors
+    /// With the end of the log when either does not happen.
+    pub fn take_over(&mut self) -> anyhow::Result<()> {
+        let new = self.start_process(&["--take-over"])?;
+        let mut old = self.process.replace(new).context("vswitchd is not running")?;
+        let status = old.wait(Duration::from_secs(20)).with_context(|| old.log())?;
+        anyhow::ensure!(status.success(), "the old daemon ended with {status}: {}", old.log());
+        self.wait_ready()
+    }
+
+    /// SIGTERM, then the next process, as a manager restarts a service.
+    ///
+    /// # Errors
+    /// When the one does not end or the other does not come up.
+    pub fn restart(&mut self) -> anyhow::Result<()> {
+        let mut old = self.process.take().context("vswitchd is not running")?;
+        old.signal(Signal::TERM)?;
+        // Without a pause between two looks: frames wait.
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        while old.ended().is_none() {
+            anyhow::ensure!(std::time::Instant::now() < deadline, "vswitchd does not end");
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        let new = self.start_process(&[])?;
+        self.process = Some(new);
+        self.wait_ready()
+    }
+
+    /// Until the process that was started last answers.
+    fn wait_ready(&mut self) -> anyhow::Result<()> {
+        let process = self.process.as_mut().context("vswitchd is not running")?;
+        let pid = process.id().to_string();
+        let lock = self.instance.run_dir().join("lock");
+        let socket = self.instance.api_socket();
+        wait::until("the new vswitchd's API to answer", Duration::from_secs(20), || {
+            let ours = fs::read_to_string(&lock).is_ok_and(|holder| holder.trim() == pid);
+            ours && std::os::unix::net::UnixStream::connect(&socket).is_ok()
+                || process.ended().is_some()
         })?;
         process.check_alive()
     }

@@ -15,6 +15,7 @@ pub mod frontend;
 pub mod guest;
 pub mod inet;
 pub mod limit;
+pub mod manager;
 pub mod netns;
 pub mod process;
 pub mod record;

@@ -90,6 +90,13 @@ impl Framing {
         })
     }
 
+    /// What was received of a message that is not whole, and its descriptors.
+    pub(crate) fn unfinished(&self) -> (Vec<u8>, &[OwnedFd]) {
+        let mut bytes = self.head[..self.head_len].to_vec();
+        bytes.extend_from_slice(&self.payload);
+        (bytes, &self.fds)
+    }
+
     /// Whether the stream may end here.
     pub(crate) fn finish(&self) -> Result<(), ProtocolError> {
         match &self.header {

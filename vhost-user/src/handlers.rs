@@ -1,10 +1,10 @@
 //! What each message does to the device. Handlers change a copy of the state: what they return as a
 //! refusal leaves no trace.
 
-mod log;
-mod memory;
+pub(crate) mod log;
+pub(crate) mod memory;
 mod setup;
-mod vring;
+pub(crate) mod vring;
 
 use std::os::fd::OwnedFd;
 

@@ -27,6 +27,7 @@ mod error;
 pub mod features;
 mod framing;
 mod handlers;
+mod handover;
 mod message;
 mod session;
 pub mod socket;
@@ -34,5 +35,6 @@ mod table;
 
 pub use device::{Device, Log, Region, Vring, VringAddr};
 pub use error::{ProtocolError, Refusal};
+pub use handover::{Handover, ImportError};
 pub use message::{HEADER_LEN, MAX_FDS, MAX_PAYLOAD, Request};
 pub use session::{Action, MEM_SLOTS, OUTPUT_LIMIT, Offer, Outcome, Session, TABLE_REGIONS};

@@ -219,6 +219,20 @@ impl Session {
         self.refusal.take()
     }
 
+    pub(crate) fn is_pending(&self) -> bool {
+        self.pending.is_some()
+    }
+
+    pub(crate) fn framing(&self) -> &Framing {
+        &self.framing
+    }
+
+    /// Takes the place of a session that has come to this.
+    pub(crate) fn resume(&mut self, device: Device, output: Vec<u8>) {
+        self.device = device;
+        self.output = output;
+    }
+
     fn handle(&mut self, message: Message) -> Result<Option<Action>, ProtocolError> {
         let Message { request, need_reply, payload, fds } = message;
         let wants_ack = |device: &Device| need_reply && device.has_protocol(protocol::REPLY_ACK);

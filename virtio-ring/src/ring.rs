@@ -110,6 +110,22 @@ impl Ring {
         }
     }
 
+    /// Goes on at the [`position`](Self::position) of a ring that another process has served, whatever the memory says.
+    pub fn resume_at(&mut self, position: u32) {
+        match &mut self.layout {
+            Layout::Split(ring) => ring.resume_at(position),
+        }
+    }
+
+    /// Where a process goes on that serves the ring next: everything before it is complete. `None` while the ring has
+    /// not been used.
+    #[must_use]
+    pub fn position(&self) -> Option<u32> {
+        match &self.layout {
+            Layout::Split(ring) => ring.position(),
+        }
+    }
+
     /// The index to report for GET_VRING_BASE: everything before it is complete.
     #[must_use]
     pub fn next_index(&self) -> u32 {

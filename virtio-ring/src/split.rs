@@ -265,6 +265,18 @@ impl SplitRing {
         Ok(())
     }
 
+    pub(crate) fn resume_at(&mut self, position: u32) {
+        // An index that no split ring has is left to the memory.
+        if let Ok(index) = u16::try_from(position) {
+            (self.used_idx, self.avail_idx) = (index, index);
+            self.resumed = true;
+        }
+    }
+
+    pub(crate) fn position(&self) -> Option<u32> {
+        self.resumed.then_some(u32::from(self.used_idx))
+    }
+
     #[inline]
     fn resume(&mut self) -> Result<(), RingError> {
         if self.resumed { Ok(()) } else { self.resume_now() }

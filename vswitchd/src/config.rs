@@ -31,6 +31,9 @@ pub struct Args {
     /// Remove everything that this instance made on the host, and exit
     #[arg(long, conflicts_with = "check")]
     pub teardown: bool,
+    /// Replace the daemon that runs, without guests noticing: the new one goes on with its connections
+    #[arg(long, conflicts_with_all = ["check", "teardown"])]
+    pub take_over: bool,
 
     /// Datapath worker threads
     #[arg(long, env = "NETLOOM_WORKERS")]

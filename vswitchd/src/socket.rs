@@ -6,6 +6,8 @@
 
 use std::fs::Permissions;
 use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -125,25 +127,9 @@ pub fn listen(path: &Path, access: &Access) -> Result<UnixListener, SocketError>
     SocketAddrUnix::new(path)
         .and_then(|address| rustix::net::bind(&socket, &address))
         .map_err(|error| failed("listen on")(error.into()))?;
-    let dressed = (|| {
-        if access.owner.is_some() || access.group.is_some() {
-            chown(path, access.owner, access.group).map_err(failed("change the owner of"))?;
-        }
-        if let Some(context) = &access.selinux {
-            // As libselinux writes it: with the final zero.
-            let value = [context.as_bytes(), &[0]].concat();
-            rustix::fs::setxattr(path, SELINUX_XATTR, &value, XattrFlags::empty()).map_err(
-                |error| SocketError::Context {
-                    path: path.to_owned(),
-                    context: context.clone(),
-                    source: error.into(),
-                },
-            )?;
-        }
-        std::fs::set_permissions(path, Permissions::from_mode(access.mode))
-            .map_err(failed("set the mode of"))?;
+    let dressed = dress(path, access).and_then(|()| {
         rustix::net::listen(&socket, BACKLOG).map_err(|error| failed("listen on")(error.into()))
-    })();
+    });
     match dressed {
         Ok(()) => Ok(socket.into()),
         Err(error) => {
@@ -152,6 +138,58 @@ pub fn listen(path: &Path, access: &Access) -> Result<UnixListener, SocketError>
             Err(error)
         }
     }
+}
+
+/// Whether a socket of another process was bound to this path.
+#[must_use]
+pub fn is_bound_to(socket: &OwnedFd, path: &Path) -> bool {
+    let address = rustix::net::getsockname(socket).map(SocketAddrUnix::try_from);
+    let Ok(Ok(address)) = address else { return false };
+    address.path_bytes() == Some(path.as_os_str().as_bytes())
+}
+
+/// Goes on with a socket of another process that listens on this path; `None` when it does not any more.
+///
+/// # Errors
+/// When it cannot be made as it should be.
+pub fn keep(
+    inherited: OwnedFd,
+    path: &Path,
+    access: &Access,
+) -> Result<Option<UnixListener>, SocketError> {
+    let failed =
+        |what| move |source: io::Error| SocketError::Io { what, path: path.to_owned(), source };
+    let is_there = path.symlink_metadata().is_ok_and(|found| found.file_type().is_socket());
+    if !is_bound_to(&inherited, path) || !is_there {
+        return Ok(None);
+    }
+    let listener = UnixListener::from(inherited);
+    access.check_host(path)?;
+    dress(path, access)?;
+    listener.set_nonblocking(true).map_err(failed("listen on"))?;
+    Ok(Some(listener))
+}
+
+/// Gives the socket's file its owner, context and mode.
+fn dress(path: &Path, access: &Access) -> Result<(), SocketError> {
+    let failed =
+        |what| move |source: io::Error| SocketError::Io { what, path: path.to_owned(), source };
+    if access.owner.is_some() || access.group.is_some() {
+        chown(path, access.owner, access.group).map_err(failed("change the owner of"))?;
+    }
+    if let Some(context) = &access.selinux {
+        // As libselinux writes it: with the final zero.
+        let value = [context.as_bytes(), &[0]].concat();
+        rustix::fs::setxattr(path, SELINUX_XATTR, &value, XattrFlags::empty()).map_err(
+            |error| SocketError::Context {
+                path: path.to_owned(),
+                context: context.clone(),
+                source: error.into(),
+            },
+        )?;
+    }
+    std::fs::set_permissions(path, Permissions::from_mode(access.mode))
+        .map_err(failed("set the mode of"))
 }
 
 /// Removes a socket on which nobody listens.

@@ -5,6 +5,9 @@
 
 mod model;
 pub(crate) mod status;
+mod succession;
+
+pub use succession::{Imported, Inherited, Suspended};
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +24,7 @@ use wire::MacAddr;
 
 use self::model::{Model, PortEntry};
 use self::status::StatusBoard;
-use crate::counters::{Counters, empty_stats};
+use crate::counters::Counters;
 use crate::epoch::{Epochs, WakeFd};
 use crate::port::internal::InternalPort;
 use crate::port::kernel::{KernelPort, KernelQueue};
@@ -45,8 +48,15 @@ struct Inner {
     model: Mutex<Model>,
     status: Arc<StatusBoard>,
     commands: Sender<Command>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    threads: Mutex<Threads>,
+    config: Config,
     start: Instant,
+}
+
+#[derive(Default)]
+struct Threads {
+    workers: Vec<JoinHandle<()>>,
+    vhost_user: Option<JoinHandle<Thread>>,
 }
 
 impl fmt::Debug for Datapath {
@@ -67,10 +77,16 @@ impl Datapath {
     /// # Errors
     /// [`Error::System`] when threads or descriptors cannot be had.
     pub fn start(config: Config) -> Result<(Self, Receiver<Event>), Error> {
-        let Config { workers, cpus, spin } = config;
-        let start = Instant::now();
+        let (datapath, thread, events) = Self::prepare(config, Instant::now())?;
+        datapath.run(thread)?;
+        Ok((datapath, events))
+    }
+
+    /// A datapath whose threads do not run yet. Times are counted from `start`.
+    fn prepare(config: Config, start: Instant) -> Result<(Self, Thread, Receiver<Event>), Error> {
+        let workers = config.workers.max(1);
         let make = system("cannot make the descriptors that wake the workers");
-        let epochs = Arc::new(Epochs::new(workers.max(1)).map_err(&make)?);
+        let epochs = Arc::new(Epochs::new(workers).map_err(&make)?);
         let notify = Arc::new(WakeFd::new().map_err(&make)?);
         let (notices, notices_out) = crossbeam_channel::unbounded();
         let (commands, commands_out) = crossbeam_channel::unbounded();
@@ -79,47 +95,60 @@ impl Datapath {
             current: Current::default(),
             epochs,
             stop: AtomicBool::new(false),
+            stop_workers: AtomicBool::new(false),
             notices,
             notify,
-            spin,
-            signals: (0..workers.max(1)).map(|_| Signal::default()).collect(),
+            spin: config.spin,
+            signals: (0..workers).map(|_| Signal::default()).collect(),
         });
         let status = Arc::new(StatusBoard::new(events));
+        let thread =
+            Thread::new(Arc::clone(&shared), commands_out, notices_out, Arc::clone(&status), start)
+                .map_err(&make)?;
         let datapath = Self(Arc::new(Inner {
-            shared: Arc::clone(&shared),
+            shared,
             model: Mutex::default(),
-            status: Arc::clone(&status),
+            status,
             commands,
             threads: Mutex::default(),
+            config,
             start,
         }));
-        let run = |name: String, body: Box<dyn FnOnce() + Send>| {
-            let thread = std::thread::Builder::new().name(name).spawn(body);
-            let thread = thread.map_err(system("cannot start a thread"))?;
-            datapath.0.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
-            Ok(())
-        };
-        let thread = Thread::new(Arc::clone(&shared), commands_out, notices_out, status, start);
-        let thread = thread.map_err(&make)?;
-        run("vhost-user".to_owned(), Box::new(move || thread.run()))?;
+        Ok((datapath, thread, events_out))
+    }
+
+    /// Starts the threads.
+    fn run(&self, thread: Thread) -> Result<(), Error> {
+        let Inner { shared, threads, config, start, .. } = &*self.0;
+        let failed = system("cannot start a thread");
+        let mut threads = threads.lock().unwrap_or_else(PoisonError::into_inner);
+        let builder = std::thread::Builder::new().name("vhost-user".to_owned());
+        threads.vhost_user = Some(builder.spawn(move || thread.run()).map_err(&failed)?);
         for worker in 0..shared.epochs.workers() {
-            let poller = Poller::new(worker, Arc::clone(&shared), start).map_err(&make)?;
-            let cpu = cpus.get(worker % cpus.len().max(1)).copied();
+            let poller = Poller::new(worker, Arc::clone(shared), *start);
+            let poller =
+                poller.map_err(system("cannot make the descriptors that wake the workers"))?;
+            let cpu = config.cpus.get(worker % config.cpus.len().max(1)).copied();
             let body = move || {
                 if let Some(cpu) = cpu {
                     bind(worker, cpu);
                 }
                 poller.run();
             };
-            run(format!("worker-{worker}"), Box::new(body))?;
+            let builder = std::thread::Builder::new().name(format!("worker-{worker}"));
+            threads.workers.push(builder.spawn(body).map_err(&failed)?);
         }
-        Ok((datapath, events_out))
+        Ok(())
     }
 
     /// # Errors
     /// [`Error::BridgeExists`].
     pub fn add_bridge(&self, id: Uuid, name: &str, spec: BridgeSpec) -> Result<(), Error> {
         let mut model = self.model();
+        if model.inherited_bridges.remove(&id) && model.bridges.contains_key(&id) {
+            drop(model);
+            return self.set_bridge(id, spec);
+        }
         if model.bridges.contains_key(&id) {
             return Err(Error::BridgeExists(id));
         }
@@ -159,11 +188,14 @@ impl Datapath {
     /// # Errors
     /// See [`Error`]; the descriptors of `spec` are closed then.
     pub fn add_port(&self, spec: PortSpec) -> Result<(), Error> {
-        let PortSpec { id, name, bridge, mac, role, vlan, isolated, mtu, io } = spec;
         let mut model = self.model();
         if self.0.shared.stopped() {
             return Err(Error::Stopped);
         }
+        if matches!(spec.io, PortIo::Inherited) {
+            return self.adopt_port(model, spec);
+        }
+        let PortSpec { id, name, bridge, mac, role, vlan, isolated, mtu, io } = spec;
         if !model.bridges.contains_key(&bridge) {
             return Err(Error::NoBridge(bridge));
         }
@@ -199,13 +231,16 @@ impl Datapath {
                 internal.attach(Arc::clone(&self.0.shared.epochs));
                 Device::Internal(internal)
             }
+            // Adopted above.
+            PortIo::Inherited => return Err(Error::NoPort(id)),
         };
         let mac_config = (mac != MacAddr::ZERO).then_some(mac);
         let config = PortConfig { role, vlan, isolated, mac: mac_config };
         self.add_static_entry(&model, bridge, index, &config)?;
         let workers = self.0.shared.epochs.workers();
         let counters = (0..workers).map(|_| Counters::default()).collect();
-        model.ports.insert(id, PortEntry { index, bridge, config, device, mtu, counters });
+        let entry = PortEntry { index, name: name.clone(), bridge, config, device, mtu, counters };
+        model.ports.insert(id, entry);
         model.rebuild(bridge);
         let state = match &new_vhost {
             Some((VhostSocket::Listen(_), _)) => PortState::Listening,
@@ -254,6 +289,7 @@ impl Datapath {
     pub fn remove_port(&self, id: Uuid) -> Result<(), Error> {
         let mut model = self.model();
         let port = model.ports.remove(&id).ok_or(Error::NoPort(id))?;
+        model.inherited.remove(&id);
         model.rebuild(port.bridge);
         self.publish(&model);
         match &port.device {
@@ -281,12 +317,7 @@ impl Datapath {
 
     #[must_use]
     pub fn port_stats(&self, id: Uuid) -> Option<PortStats> {
-        let counters = Arc::clone(&self.model().ports.get(&id)?.counters);
-        let mut stats = empty_stats();
-        for worker in counters.iter() {
-            worker.add_to(&mut stats);
-        }
-        Some(stats)
+        self.model().ports.get(&id).map(PortEntry::stats)
     }
 
     /// The bridge's forwarding table; empty when there is no such bridge.
@@ -383,16 +414,22 @@ impl Datapath {
 }
 
 impl Inner {
-    fn stop(&self) {
-        self.shared.stop.store(true, Ordering::SeqCst);
+    /// Ends the threads: the workers between two bursts, then the vhost-user thread, which may go on later.
+    fn halt(&self) -> Option<Thread> {
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        self.shared.stop_workers.store(true, Ordering::SeqCst);
         self.shared.epochs.advance();
-        self.shared.notify.wake();
-        let threads =
-            std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
-        for thread in threads {
+        for worker in threads.workers.drain(..) {
             // One that panicked has said so.
-            let _ = thread.join();
+            let _ = worker.join();
         }
+        self.shared.stop.store(true, Ordering::SeqCst);
+        self.shared.notify.wake();
+        threads.vhost_user.take()?.join().ok()
+    }
+
+    fn stop(&self) {
+        drop(self.halt());
         let mut model = self.model.lock().unwrap_or_else(PoisonError::into_inner);
         for (id, port) in model.ports.drain() {
             if let Device::Internal(internal) = &port.device {

@@ -1,14 +1,14 @@
 //! Bridges and ports as the control plane knows them, and the snapshots made of them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use switch::{Bridge, BridgeConfig, Fdb, MAX_PORTS, Mode, PortConfig, PortIndex, Role};
 use uuid::Uuid;
 
-use crate::BridgeSpec;
-use crate::counters::Counters;
+use crate::counters::{Counters, empty_stats};
 use crate::snapshot::{Device, Port, Snapshot};
+use crate::{BridgeSpec, PortStats};
 
 /// What every IPv4 host must take (RFC 791 §3.1 says 68 for links; hosts take 576).
 const MIN_MTU: usize = 576;
@@ -23,6 +23,8 @@ pub(super) struct BridgeEntry {
 #[derive(Debug)]
 pub(super) struct PortEntry {
     pub(super) index: PortIndex,
+    /// For logs.
+    pub(super) name: String,
     pub(super) bridge: Uuid,
     pub(super) config: PortConfig,
     pub(super) device: Device,
@@ -30,10 +32,23 @@ pub(super) struct PortEntry {
     pub(super) counters: Arc<[Counters]>,
 }
 
+impl PortEntry {
+    /// The sum over all workers.
+    pub(super) fn stats(&self) -> PortStats {
+        let mut stats = empty_stats();
+        self.counters.iter().for_each(|worker| worker.add_to(&mut stats));
+        stats
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Model {
     pub(super) bridges: HashMap<Uuid, BridgeEntry>,
     pub(super) ports: HashMap<Uuid, PortEntry>,
+    /// Bridges of another process that nobody has asked for yet.
+    pub(super) inherited_bridges: HashSet<Uuid>,
+    /// Ports of another process that nobody has asked for yet.
+    pub(super) inherited: HashSet<Uuid>,
 }
 
 impl Model {

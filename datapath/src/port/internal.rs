@@ -130,6 +130,11 @@ impl Internal {
 }
 
 impl InternalHandle {
+    /// The engine's side of a port whose engine has not been there yet.
+    pub(crate) fn of(internal: &Arc<Internal>) -> Self {
+        Self(Arc::clone(internal))
+    }
+
     /// Waits for frames and appends them to `out`. Returns without any when the time is over or a [`Waker`] was used.
     ///
     /// # Errors

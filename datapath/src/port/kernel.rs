@@ -76,6 +76,11 @@ impl KernelPort {
         Self { queues: queues.into_iter().map(Mutex::new).collect(), gone: AtomicBool::new(false) }
     }
 
+    /// A packet socket, which is the one queue.
+    pub(crate) fn is_packet(&self) -> bool {
+        self.queue(0).is_some_and(|queue| matches!(*queue, KernelQueue::Packet(_)))
+    }
+
     pub(crate) fn queues(&self) -> usize {
         self.queues.len()
     }

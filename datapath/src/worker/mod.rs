@@ -39,6 +39,8 @@ pub(crate) struct Shared {
     pub(crate) current: Current,
     pub(crate) epochs: Arc<Epochs>,
     pub(crate) stop: AtomicBool,
+    /// Before the vhost-user thread: it frees workers that hang in a signal.
+    pub(crate) stop_workers: AtomicBool,
     /// To the vhost-user thread, which is woken for it.
     pub(crate) notices: Sender<Notice>,
     pub(crate) notify: Arc<WakeFd>,
@@ -66,6 +68,10 @@ pub(crate) enum Notice {
 impl Shared {
     pub(crate) fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn workers_stopped(&self) -> bool {
+        self.stop_workers.load(Ordering::Relaxed)
     }
 
     /// The signal that each worker is writing, and its port.

@@ -91,7 +91,7 @@ impl Poller {
         let mut events = Vec::with_capacity(64);
         let mut round = 0_u32;
         self.tick();
-        while !shared.stopped() {
+        while !shared.workers_stopped() {
             let epoch = shared.epochs.current();
             if epoch != self.epoch {
                 self.adopt(epoch);

@@ -7,6 +7,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use ipnet::IpNet;
 
+use super::inherited::InheritedSockets;
+
 /// Names of one address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Host {
@@ -102,6 +104,7 @@ pub struct Config {
     /// Read again when it changes.
     pub resolv_conf: Option<PathBuf>,
     pub own_addresses: OwnAddresses,
+    pub inherited: InheritedSockets,
     /// `false` in an isolated network: names that are not local are refused.
     pub forward: bool,
 }
@@ -126,6 +129,7 @@ impl Config {
             default_upstreams: Vec::new(),
             resolv_conf: Some(PathBuf::from("/etc/resolv.conf")),
             own_addresses: OwnAddresses::default(),
+            inherited: InheritedSockets::default(),
             forward: true,
         }
     }

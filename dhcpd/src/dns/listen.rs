@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -41,6 +42,8 @@ pub(crate) struct Dns {
     thread: Option<JoinHandle<()>>,
     own: OwnAddresses,
     listen: Vec<IpAddr>,
+    /// What the thread serves, for who takes over.
+    sockets: Vec<Socket>,
 }
 
 enum Command {
@@ -53,8 +56,12 @@ impl Dns {
         let mut sockets = Vec::new();
         for ip in &config.listen {
             let addr = scoped(SocketAddr::new(*ip, config.port), config.interface.as_deref());
-            sockets.push((bind(addr, Type::DGRAM)?, bind(addr, Type::STREAM)?));
+            let socket =
+                |kind| config.inherited.take(addr, kind).map_or_else(|| bind(addr, kind), Ok);
+            sockets.push((socket(Type::DGRAM)?, socket(Type::STREAM)?));
         }
+        let copies = sockets.iter().flat_map(|(udp, tcp)| [udp.try_clone(), tcp.try_clone()]);
+        let copies = copies.collect::<io::Result<_>>().map_err(ServiceError::Thread)?;
         let counters = Arc::new(Counters::default());
         let (commands, mut receiver) = mpsc::unbounded_channel();
         let config = Arc::new(config.clone());
@@ -80,7 +87,12 @@ impl Dns {
         for ip in &listen {
             own.insert(*ip);
         }
-        Ok(Self { commands, counters, thread, own, listen })
+        Ok(Self { commands, counters, thread, own, listen, sockets: copies })
+    }
+
+    /// Copies of the sockets.
+    pub(crate) fn sockets(&self) -> io::Result<Vec<OwnedFd>> {
+        self.sockets.iter().map(|socket| Ok(socket.try_clone()?.into())).collect()
     }
 
     pub(crate) fn reload(&self, config: &Config) {

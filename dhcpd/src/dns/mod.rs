@@ -9,6 +9,7 @@ mod cache;
 mod config;
 mod counters;
 mod forward;
+mod inherited;
 mod listen;
 mod local;
 pub(crate) mod names;
@@ -19,4 +20,5 @@ mod upstream;
 
 pub use config::{Config, Forwarder, Host, OwnAddresses, Srv, Txt};
 pub use counters::{Counters, DropReason};
+pub use inherited::InheritedSockets;
 pub(crate) use listen::Dns;

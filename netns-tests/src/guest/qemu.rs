@@ -35,7 +35,7 @@ impl Qemu {
     /// # Errors
     /// When the kernel does not come up within two minutes.
     pub fn start(name: &str, nics: &[Nic<'_>]) -> anyhow::Result<Self> {
-        Self::boot(name, nics, "reconnect=1")
+        Self::boot(name, nics, ",reconnect=1")
     }
 
     /// Like [`Self::start`], with QEMU listening on the cards' sockets.
@@ -43,7 +43,15 @@ impl Qemu {
     /// # Errors
     /// When the kernel does not come up within two minutes.
     pub fn listening(name: &str, nics: &[Nic<'_>]) -> anyhow::Result<Self> {
-        Self::boot(name, nics, "server=on,wait=off")
+        Self::boot(name, nics, ",server=on,wait=off")
+    }
+
+    /// Like [`Self::start`], with cards that are lost for good when their connection ends.
+    ///
+    /// # Errors
+    /// When the kernel does not come up within two minutes.
+    pub fn start_without_reconnect(name: &str, nics: &[Nic<'_>]) -> anyhow::Result<Self> {
+        Self::boot(name, nics, "")
     }
 
     fn boot(name: &str, nics: &[Nic<'_>], role: &str) -> anyhow::Result<Self> {
@@ -66,7 +74,7 @@ impl Qemu {
             let queues = nic.queue_pairs;
             command
                 .arg("-chardev")
-                .arg(format!("socket,id=c{n},path={},{role}", nic.socket.display()))
+                .arg(format!("socket,id=c{n},path={}{role}", nic.socket.display()))
                 .arg("-netdev")
                 .arg(format!("vhost-user,id=n{n},chardev=c{n},queues={queues}"))
                 .arg("-device")

@@ -63,7 +63,7 @@ pub(super) fn switch(device: &mut Device, features: u64) -> Result<(), Refusal> 
 }
 
 /// Memory that has changed must be covered by a log that is in use.
-pub(super) fn check(device: &Device) -> Result<(), Refusal> {
+pub(crate) fn check(device: &Device) -> Result<(), Refusal> {
     match &device.log {
         Some(log) if device.is_logging() => covers(log, device),
         _ => Ok(()),

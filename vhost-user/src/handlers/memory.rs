@@ -27,7 +27,7 @@ pub(crate) fn set_mem_table(context: &mut Context<'_>) -> Result<Reaction, Refus
     for fd in context.fds.drain(..) {
         let (payload, tail) = head::<RegionPayload>(rest);
         rest = tail;
-        add(&mut regions, payload, fd)?;
+        add(&mut regions, region(payload, fd))?;
     }
     context.device.regions = regions;
     log::check(context.device)?;
@@ -46,7 +46,7 @@ pub(crate) fn add_mem_reg(context: &mut Context<'_>) -> Result<Reaction, Refusal
     let Some(fd) = context.fds.pop() else {
         return Err(Refusal::FdCount { got: 0, expected: 1 });
     };
-    add(regions, head::<SlotPayload>(context.payload).0.region, fd)?;
+    add(regions, region(head::<SlotPayload>(context.payload).0.region, fd))?;
     log::check(context.device)?;
     Ok(Reaction::Act(Action::Memory))
 }
@@ -64,8 +64,14 @@ pub(crate) fn rem_mem_reg(context: &mut Context<'_>) -> Result<Reaction, Refusal
     Ok(Reaction::Act(Action::Memory))
 }
 
-fn add(regions: &mut Vec<Region>, new: RegionPayload, fd: OwnedFd) -> Result<(), Refusal> {
-    let RegionPayload { guest_addr, size, user_addr, mmap_offset } = new;
+fn region(payload: RegionPayload, fd: OwnedFd) -> Region {
+    let RegionPayload { guest_addr, size, user_addr, mmap_offset } = payload;
+    Region { guest_addr, size, user_addr, mmap_offset, fd: Arc::new(fd) }
+}
+
+/// Adds a region to those that are there, when it fits in beside them.
+pub(crate) fn add(regions: &mut Vec<Region>, new: Region) -> Result<(), Refusal> {
+    let Region { guest_addr, size, user_addr, mmap_offset, .. } = new;
     let region = regions.len();
     if size == 0 {
         return Err(Refusal::RegionEmpty { region });
@@ -91,6 +97,6 @@ fn add(regions: &mut Vec<Region>, new: RegionPayload, fd: OwnedFd) -> Result<(),
             }
         }
     }
-    regions.push(Region { guest_addr, size, user_addr, mmap_offset, fd: Arc::new(fd) });
+    regions.push(new);
     Ok(())
 }

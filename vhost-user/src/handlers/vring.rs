@@ -39,13 +39,7 @@ pub(crate) fn set_vring_addr(context: &mut Context<'_>) -> Result<Reaction, Refu
     if flags & !FLAG_LOG != 0 {
         return Err(Refusal::RingFlags { ring, flags });
     }
-    for (part, addr, align) in
-        [("descriptor", desc, 16), ("available", avail, 2), ("used", used, 4)]
-    {
-        if !addr.is_multiple_of(align) {
-            return Err(Refusal::RingAlignment { ring, part, addr, align });
-        }
-    }
+    check_alignment(ring, desc, avail, used)?;
     let log = (flags & FLAG_LOG != 0).then_some(log);
     let addr = VringAddr { desc, used, avail, log };
     if vring.is_running() && vring.addr.is_some_and(|old| VringAddr { log, ..old } == addr) {
@@ -58,6 +52,23 @@ pub(crate) fn set_vring_addr(context: &mut Context<'_>) -> Result<Reaction, Refu
     }
     vring.addr = Some(addr);
     Ok(Reaction::Act(action))
+}
+
+/// virtio 1.3 §2.7
+pub(crate) fn check_alignment(
+    ring: usize,
+    desc: u64,
+    avail: u64,
+    used: u64,
+) -> Result<(), Refusal> {
+    for (part, addr, align) in
+        [("descriptor", desc, 16), ("available", avail, 2), ("used", used, 4)]
+    {
+        if !addr.is_multiple_of(align) {
+            return Err(Refusal::RingAlignment { ring, part, addr, align });
+        }
+    }
+    Ok(())
 }
 
 pub(crate) fn set_vring_base(context: &mut Context<'_>) -> Result<Reaction, Refusal> {

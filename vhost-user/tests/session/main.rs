@@ -2,6 +2,7 @@
 //! known frontends send them, and random streams.
 
 mod framing;
+mod handover;
 mod log;
 mod memory;
 mod orders;

@@ -13,6 +13,7 @@ mod problem;
 mod revision;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use api::{Code, Problem, SocketAccess};
@@ -97,14 +98,27 @@ async fn run<T: Send + 'static>(
     }
 }
 
-/// Binds the API socket with its group and mode.
+/// Binds the API socket, or goes on with the one of the daemon before; with its group and mode.
 ///
 /// # Errors
 /// When another process listens there, or the socket cannot be made.
-pub fn bind(instance: &api::Instance, config: &Config) -> anyhow::Result<UnixListener> {
+pub fn bind(
+    instance: &api::Instance,
+    config: &Config,
+    inherited: Option<OwnedFd>,
+) -> anyhow::Result<UnixListener> {
+    let path = instance.api_socket();
     let wanted = SocketAccess { group: config.api_group.clone(), ..SocketAccess::default() };
     let access = Access::new(&wanted, config.api_mode)?;
-    Ok(UnixListener::from_std(socket::listen(&instance.api_socket(), &access)?)?)
+    let listener = match inherited {
+        Some(inherited) => socket::keep(inherited, &path, &access)?,
+        None => None,
+    };
+    let listener = match listener {
+        Some(listener) => listener,
+        None => socket::listen(&path, &access)?,
+    };
+    Ok(UnixListener::from_std(listener)?)
 }
 
 /// Serves until `stop`; requests under way are finished.

@@ -70,6 +70,39 @@ impl Host {
             .run(move || connect(async move |handle| create(&handle, &spec, alias, netns).await))
             .await
     }
+
+    /// Makes sure that a TAP whose queues are open elsewhere is there, ours, and as it should be. The handle has no
+    /// queues.
+    ///
+    /// # Errors
+    /// As [`Self::create_tap`]; [`Error::ForeignDevice`] also when there is none.
+    pub async fn keep_tap(&self, spec: &TapSpec) -> Result<TapHandle> {
+        let namespace = match &spec.netns {
+            Some(netns) => Namespace::open(netns)?,
+            None => self.home().clone(),
+        };
+        let netns = namespace.id();
+        let alias = self.instance().interface_alias(spec.object);
+        let spec = spec.clone();
+        namespace
+            .run(move || connect(async move |handle| keep(&handle, &spec, &alias, netns).await))
+            .await
+    }
+}
+
+fn is_ours(found: &link::Link, spec: &TapSpec, alias: &str) -> bool {
+    found.alias.as_deref() == Some(alias)
+        && found.kind == Some(InfoKind::Tun)
+        && found.name == spec.name
+}
+
+async fn keep(handle: &Handle, spec: &TapSpec, alias: &str, netns: NetnsId) -> Result<TapHandle> {
+    let found = link::find(handle, &spec.name).await?;
+    let Some(found) = found.filter(|found| is_ours(found, spec, alias)) else {
+        return Err(Error::ForeignDevice { name: spec.name.clone() });
+    };
+    configure(handle, spec, &found, None).await?;
+    Ok(TapHandle { queues: Vec::new(), ifindex: found.index, adopted: true, netns })
 }
 
 async fn create(
@@ -80,13 +113,8 @@ async fn create(
 ) -> Result<TapHandle> {
     let name = &spec.name;
     let existing = link::find(handle, name).await?;
-    if let Some(found) = &existing {
-        let ours = found.alias.as_ref() == Some(&alias)
-            && found.kind == Some(InfoKind::Tun)
-            && found.name == *name;
-        if !ours {
-            return Err(Error::ForeignDevice { name: name.clone() });
-        }
+    if existing.as_ref().is_some_and(|found| !is_ours(found, spec, &alias)) {
+        return Err(Error::ForeignDevice { name: name.clone() });
     }
     let adopted = existing.is_some();
 
@@ -94,8 +122,22 @@ async fn create(
         .doing(|| format!("open TAP {name}"))?;
     let found = link::need(handle, name).await?;
 
+    configure(handle, spec, &found, (!adopted).then_some(alias)).await?;
+    if let Some(queue) = queues.first() {
+        persist(queue).doing(|| format!("make TAP {name} persistent"))?;
+    }
+    Ok(TapHandle { queues, ifindex: found.index, adopted, netns })
+}
+
+/// Address, MTU, state, and the alias of a new one.
+async fn configure(
+    handle: &Handle,
+    spec: &TapSpec,
+    found: &link::Link,
+    alias: Option<String>,
+) -> Result<()> {
     let mut message = LinkUnspec::new_with_index(found.index);
-    if !adopted {
+    if let Some(alias) = alias {
         message = message.append_extra_attribute(LinkAttribute::IfAlias(alias));
     }
     if let Some(mac) = spec.mac.filter(|mac| mac.0 != found.mac.as_slice()) {
@@ -108,12 +150,7 @@ async fn create(
         message = if spec.up { message.up() } else { message.down() };
     }
     let result = handle.link().set(message.build()).execute().await;
-    result.netlink_doing(|| format!("configure TAP {name} (MTU {})", spec.mtu))?;
-
-    if let Some(queue) = queues.first() {
-        persist(queue).doing(|| format!("make TAP {name} persistent"))?;
-    }
-    Ok(TapHandle { queues, ifindex: found.index, adopted, netns })
+    result.netlink_doing(|| format!("configure TAP {} (MTU {})", spec.name, spec.mtu))
 }
 
 /// TUNSETPERSIST: the interface outlives its queues.

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use api::{PortState, Problem};
-use datapath::{BridgeSpec, Datapath, PortIo, PortSpec, VhostSocket};
+use datapath::{BridgeSpec, Datapath, Inherited, PortIo, PortSpec, VhostSocket};
 use switch::{Role, VlanMode};
 use uuid::Uuid;
 use wire::MacAddr;
@@ -103,7 +103,57 @@ impl Dataplane {
     }
 
     async fn add(&self, settings: PortSettings, io: PortIo) -> Result<(), Problem> {
-        self.call(move |datapath| datapath.add_port(settings.spec(io))).await
+        self.call(move |datapath| {
+            // Of another daemon, and not as it is to be now.
+            if !matches!(io, PortIo::Inherited) && datapath.inherited(settings.id).is_some() {
+                datapath.remove_port(settings.id)?;
+            }
+            datapath.add_port(settings.spec(io))
+        })
+        .await
+    }
+
+    /// Goes on with the vhost-user port of another daemon. False when there is none of this kind.
+    pub(super) async fn adopt_vhost_user(
+        &self,
+        settings: &PortSettings,
+        queue_pairs: u16,
+    ) -> Result<bool, Problem> {
+        match self.datapath.inherited(settings.id) {
+            Some(Inherited::VhostUser { queue_pairs: pairs }) if pairs == queue_pairs => {
+                self.add(settings.clone(), PortIo::Inherited).await.map(|()| true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Goes on with the packet socket of another daemon. False when there is none.
+    pub(super) async fn adopt_packet(&self, settings: &PortSettings) -> Result<bool, Problem> {
+        match self.datapath.inherited(settings.id) {
+            Some(Inherited::Packet) => {
+                self.add(settings.clone(), PortIo::Inherited).await.map(|()| true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Whether another daemon has handed over so many queues of a TAP for this port.
+    pub(super) fn inherits_tap(&self, id: Uuid, wanted: usize) -> bool {
+        matches!(self.datapath.inherited(id), Some(Inherited::Tap { queues }) if queues == wanted)
+    }
+
+    /// The bridge's port for DHCP that another daemon has handed over.
+    pub(super) fn inherited_trap(&self, bridge: Uuid) -> Option<Uuid> {
+        self.datapath.inherited_internal(bridge)
+    }
+
+    /// Removes what another daemon has handed over and nobody has asked for.
+    pub(super) async fn disown(&self) -> Result<(), Problem> {
+        self.call(|datapath| {
+            datapath.disown();
+            Ok(())
+        })
+        .await
     }
 
     pub(super) async fn add_vhost_user(
@@ -120,7 +170,9 @@ impl Dataplane {
         settings: PortSettings,
         queues: Vec<OwnedFd>,
     ) -> Result<(), Problem> {
-        self.add(settings, PortIo::Tap { queues }).await
+        // Without: the datapath has them.
+        let io = if queues.is_empty() { PortIo::Inherited } else { PortIo::Tap { queues } };
+        self.add(settings, io).await
     }
 
     pub(super) async fn add_packet(
@@ -133,7 +185,12 @@ impl Dataplane {
 
     /// The internal port to which the bridge's DHCP goes.
     pub(super) async fn add_trap(&self, id: Uuid, bridge: Uuid) -> Result<Trap, Problem> {
-        let (port, handle) = datapath::internal(TRAP_QUEUE);
+        let (io, handle) = if let Some(Inherited::Internal(handle)) = self.datapath.inherited(id) {
+            (PortIo::Inherited, handle)
+        } else {
+            let (port, handle) = datapath::internal(TRAP_QUEUE);
+            (PortIo::Internal(port), handle)
+        };
         let settings = PortSettings {
             id,
             name: "dhcp".to_owned(),
@@ -144,7 +201,7 @@ impl Dataplane {
             isolated: false,
             mtu: super::tables::DEFAULT_MTU,
         };
-        self.add(settings, PortIo::Internal(port)).await?;
+        self.add(settings, io).await?;
         Ok(Trap(handle))
     }
 

@@ -5,6 +5,8 @@
 //! others, one after the other and no faster than [`INTERVAL`] once [`BURST`] came at a time, so a
 //! flood of connections costs the others little.
 
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,6 +37,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(super) struct Hub {
     network: Uuid,
+    /// What is served, for who takes over.
+    listener: std::os::unix::net::UnixListener,
     path: PathBuf,
     limit: usize,
     /// Connections that were closed because there were too many.
@@ -50,6 +54,10 @@ impl Hub {
     /// What takes it away.
     pub(super) fn undo(self: &Arc<Self>) -> [Undo; 2] {
         [Undo::Socket(self.path.clone()), Undo::Hub(Arc::clone(self))]
+    }
+
+    pub(super) fn socket(&self) -> io::Result<OwnedFd> {
+        self.listener.as_fd().try_clone_to_owned()
     }
 
     pub(super) fn info(&self, tables: &Tables) -> HubInfo {
@@ -90,9 +98,14 @@ impl Manager {
             self.store.instance().hub_socket(&definition.name),
             "the network's name",
         )?;
-        let listener = self.listen(&path, &SocketAccess::default())?;
+        let listener = match self.inherited_hub(&path)? {
+            Some(listener) => listener,
+            None => self.listen(&path, &SocketAccess::default())?,
+        };
+        let copy = listener.try_clone().map_err(|error| inner(&error))?;
         let listener = UnixListener::from_std(listener).map_err(|error| inner(&error))?;
         let hub = Arc::new(Hub {
+            listener: copy,
             network,
             path,
             limit,
@@ -209,6 +222,14 @@ impl Manager {
             }
         }
     }
+}
+
+/// Takes transient ports out of the tables whose connection nobody has handed over.
+pub(super) fn forget_lost(tables: &mut Tables) -> Vec<EventKind> {
+    let lost = tables.ports.values().filter(|port| is_transient(port) && port.undo.is_empty());
+    let lost: Vec<Uuid> = lost.map(|port| port.document.uuid).collect();
+    let forget = |uuid| forget_port(tables, uuid, "its connection was lost in a restart");
+    lost.into_iter().filter_map(forget).collect()
 }
 
 /// Takes a transient port out of the tables.

@@ -15,6 +15,7 @@ mod commit;
 mod dataplane;
 mod definition;
 mod hub;
+mod inheritance;
 mod lifecycle;
 mod peer;
 mod ports;
@@ -29,7 +30,7 @@ mod tables;
 mod undo;
 mod watch;
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, Weak};
 
 use api::{Code, Problem};
@@ -40,8 +41,10 @@ use crate::events::EventBus;
 use crate::host::Host;
 use crate::store::Store;
 use dataplane::Dataplane;
+use inheritance::Inheritance;
 use tables::Tables;
 
+pub use inheritance::Legacy;
 pub use restore::{Restored, check};
 
 /// Everything that the daemon knows about its networks and ports.
@@ -63,6 +66,9 @@ pub struct Manager {
     restoring: AtomicBool,
     /// Addresses on which our DNS servers listen, of all networks.
     own_addresses: dhcpd::dns::OwnAddresses,
+    inheritance: Inheritance,
+    /// Another daemon serves the instance now.
+    relieved: AtomicBool,
 }
 
 /// The right to change something. One at a time, so that no two starts race for an address.
@@ -92,6 +98,8 @@ impl Manager {
             departed: tokio::sync::Notify::new(),
             restoring: AtomicBool::new(false),
             own_addresses: dhcpd::dns::OwnAddresses::default(),
+            inheritance: Inheritance::default(),
+            relieved: AtomicBool::new(false),
         })
     }
 
@@ -103,9 +111,15 @@ impl Manager {
     /// Waits for the change before this one. `expected` is the revision from If-Match.
     ///
     /// # Errors
-    /// [`Code::RevisionMismatch`] when the state has changed since.
+    /// [`Code::RevisionMismatch`] when the state has changed since; [`Code::Restarting`].
     pub async fn begin(&self, expected: Option<u64>) -> Result<Operation<'_>, Problem> {
         let guard = self.operation.lock().await;
+        if self.relieved.load(Ordering::Relaxed) {
+            return Err(Problem {
+                remedy: Some("repeat the request".to_owned()),
+                ..Problem::new(Code::Restarting, "another daemon has just taken over")
+            });
+        }
         let revision = self.bus.revision();
         match expected {
             Some(expected) if expected != revision => Err(Problem {
@@ -117,6 +131,11 @@ impl Manager {
             }),
             _ => Ok(Operation { _guard: guard }),
         }
+    }
+
+    /// Nothing is changed any more: another daemon serves the instance.
+    pub fn relieve(&self) {
+        self.relieved.store(true, Ordering::Relaxed);
     }
 
     fn tables(&self) -> RwLockReadGuard<'_, Tables> {

@@ -14,7 +14,7 @@ use super::problem::{self, about, host};
 use super::tables::mtu;
 use super::undo::Undo;
 use super::{Manager, profile};
-use crate::host::TapSpec;
+use crate::host::{TapHandle, TapSpec};
 use crate::socket::{self, Access};
 use crate::store::PortDocument;
 
@@ -54,13 +54,24 @@ impl Manager {
         let mut settings = Self::settings(document, network)?;
         match &document.port {
             PortKind::VhostUser { connect, access, queue_pairs } => {
-                let (socket, state) = if let Some(path) = connect {
-                    (VhostSocket::Connect(path.clone()), PortState::Connecting)
-                } else {
-                    let path = self.socket_path(&document.name)?;
-                    let listener = self.listen(&path, access)?;
-                    undo.push(Undo::Socket(path));
-                    (VhostSocket::Listen(listener), PortState::Listening)
+                let path = match connect {
+                    Some(_) => None,
+                    None => Some(self.socket_path(&document.name)?),
+                };
+                if self.dataplane.adopt_vhost_user(&settings, *queue_pairs).await? {
+                    undo.extend(path.map(Undo::Socket));
+                    undo.push(Undo::DataplanePort(uuid));
+                    // The datapath knows better.
+                    return Ok(PortState::Listening);
+                }
+                let (socket, state) = match (connect, path) {
+                    (Some(path), _) => (VhostSocket::Connect(path.clone()), PortState::Connecting),
+                    (None, path) => {
+                        let path = path.unwrap_or_default();
+                        let listener = self.listen(&path, access)?;
+                        undo.push(Undo::Socket(path));
+                        (VhostSocket::Listen(listener), PortState::Listening)
+                    }
                 };
                 self.dataplane.add_vhost_user(settings, socket, *queue_pairs).await?;
                 undo.push(Undo::DataplanePort(uuid));
@@ -68,7 +79,7 @@ impl Manager {
             }
             PortKind::Namespace { netns, ifname } => {
                 let spec = self.tap_spec(document, ifname, Some(netns), settings.mtu);
-                let tap = self.host.create_tap(&spec).await.map_err(|error| host(&error))?;
+                let tap = self.tap(&spec).await?;
                 undo.push(Undo::Link {
                     name: ifname.clone(),
                     object: uuid,
@@ -82,7 +93,7 @@ impl Manager {
             }
             PortKind::Tap { ifname } => {
                 let spec = self.tap_spec(document, ifname, None, settings.mtu);
-                let tap = self.host.create_tap(&spec).await.map_err(|error| host(&error))?;
+                let tap = self.tap(&spec).await?;
                 undo.push(Undo::Link { name: ifname.clone(), object: uuid, netns: None });
                 self.dataplane.add_tap(settings, tap.queues).await?;
                 undo.push(Undo::DataplanePort(uuid));
@@ -91,12 +102,19 @@ impl Manager {
             PortKind::Packet { ifname } => {
                 // Other stations are behind it, not one guest.
                 settings.role = Role::Uplink;
-                let socket = self.host.open_packet(ifname).await.map_err(|error| host(&error))?;
-                self.dataplane.add_packet(settings, socket).await?;
+                if !self.dataplane.adopt_packet(&settings).await? {
+                    let socket = self.host.open_packet(ifname).await;
+                    let socket = socket.map_err(|error| host(&error))?;
+                    self.dataplane.add_packet(settings, socket).await?;
+                }
                 undo.push(Undo::DataplanePort(uuid));
                 Ok(PortState::Up)
             }
-            PortKind::Hub { .. } => {
+            PortKind::Hub { queue_pairs, .. } => {
+                if self.dataplane.adopt_vhost_user(&settings, *queue_pairs).await? {
+                    undo.push(Undo::DataplanePort(uuid));
+                    return Ok(PortState::Connected);
+                }
                 Err(problem::internal("a guest on the hub socket cannot be brought back"))
             }
         }
@@ -121,6 +139,21 @@ impl Manager {
             isolated: forwarding.isolated,
             mtu: mtu(network),
         })
+    }
+
+    /// A TAP: the one that another daemon has handed over, where it still is as it should be, else one that is made or
+    /// opened. The datapath has the queues when the handle has none.
+    pub(super) async fn tap(&self, spec: &TapSpec) -> Result<TapHandle, Problem> {
+        if self.dataplane.inherits_tap(spec.object, spec.queues.max(1)) {
+            match self.host.keep_tap(spec).await {
+                Ok(tap) => return Ok(tap),
+                Err(error) => {
+                    tracing::warn!(interface = %spec.name, "not taken over: {error}");
+                    self.dataplane.remove_port(spec.object).await?;
+                }
+            }
+        }
+        self.host.create_tap(spec).await.map_err(|error| host(&error))
     }
 
     fn tap_spec(

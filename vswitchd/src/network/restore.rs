@@ -64,6 +64,7 @@ impl Manager {
         let _operation = self.operation.lock().await;
         let mut restored = Restored::default();
         let Loaded { active, strays } = self.load(&mut restored)?;
+        self.load_guests();
         self.remove_orphans(&active, &strays).await;
         self.drop_strays(strays, restored.failed);
         self.restoring.store(true, Ordering::Relaxed);
@@ -87,6 +88,7 @@ impl Manager {
             tracing::error!(causes = ?error.causes, "cannot apply the firewall rules: {error}");
         }
         self.autostart(&mut restored).await?;
+        self.disown().await?;
         let tables = self.tables();
         (restored.networks, restored.ports) = (tables.networks.len(), tables.ports.len());
         Ok(restored)

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -41,6 +42,11 @@ impl Services {
         if let Some(service) = service.as_ref() {
             service.port_removed(port);
         }
+    }
+
+    pub(super) fn dns_sockets(&self) -> io::Result<Vec<OwnedFd>> {
+        let service = self.service.lock().unwrap_or_else(PoisonError::into_inner);
+        service.as_ref().map_or(Ok(Vec::new()), Service::dns_sockets)
     }
 
     pub(super) fn stats(&self) -> NetworkStats {
@@ -332,7 +338,7 @@ impl Manager {
         let mut undo = Vec::new();
         let mut trap = None;
         if wants_dhcp4(model) {
-            let id = Uuid::new_v4();
+            let id = self.dataplane.inherited_trap(uuid).unwrap_or_else(Uuid::new_v4);
             trap = Some(self.dataplane.add_trap(id, uuid).await?);
             undo.push(Undo::DataplanePort(id));
         }
@@ -360,6 +366,7 @@ impl Manager {
             ..config
         });
         let dns = dns_config(model, &self.config.dns_upstreams, self.own_addresses.clone());
+        let dns = dns.map(|dns| dns::Config { inherited: self.inheritance.dns.clone(), ..dns });
         if dhcp4.is_none() && dns.is_none() {
             return Ok(None);
         }

@@ -322,7 +322,7 @@ impl<'a> Start<'a> {
             up: self.mode == Mode::Restore,
         };
         let host_ = &self.manager.host;
-        let tap = host_.create_tap(&spec).await.map_err(|error| host(&error))?;
+        let tap = self.manager.tap(&spec).await?;
         self.undo.push(Undo::Link { name: name.clone(), object: self.uuid, netns: None });
         host_.gateway_sysctls(&name, has_v6).await.map_err(|error| host(&error))?;
         let port = self.port(&name, mac, Role::Gateway);
@@ -358,7 +358,7 @@ impl<'a> Start<'a> {
                 netns: None,
                 up: self.mode == Mode::Restore,
             };
-            let tap = host_.create_tap(&spec).await.map_err(|error| host(&error))?;
+            let tap = self.manager.tap(&spec).await?;
             self.undo.push(Undo::Link { name: name.clone(), object: self.uuid, netns: None });
             host_.gateway_sysctls(&name, false).await.map_err(|error| host(&error))?;
             host_.enslave(&name, bridge).await.map_err(|error| host(&error))?;
@@ -367,9 +367,11 @@ impl<'a> Start<'a> {
             self.manager.dataplane.add_tap(port, tap.queues).await?;
             self.undo.push(Undo::DataplanePort(self.uuid));
         } else if let Some(dev) = &definition.forward.dev {
-            let socket = host_.open_packet(dev).await.map_err(|error| host(&error))?;
             let port = self.port(dev, mac, Role::Uplink);
-            self.manager.dataplane.add_packet(port, socket).await?;
+            if !self.manager.dataplane.adopt_packet(&port).await? {
+                let socket = host_.open_packet(dev).await.map_err(|error| host(&error))?;
+                self.manager.dataplane.add_packet(port, socket).await?;
+            }
             self.undo.push(Undo::DataplanePort(self.uuid));
         } else {
             self.warnings.push(

@@ -2,7 +2,8 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
@@ -10,7 +11,7 @@ use thiserror::Error;
 /// Held for the daemon's life; the kernel lets go of it even after `kill -9`.
 #[derive(Debug)]
 pub struct InstanceLock {
-    _file: File,
+    file: File,
 }
 
 #[derive(Debug, Error)]
@@ -50,10 +51,39 @@ impl InstanceLock {
             }
             Err(TryLockError::Error(source)) => return Err(io(source)),
         }
-        file.set_len(0).map_err(io)?;
-        file.rewind().map_err(io)?;
-        writeln!(file, "{}", std::process::id()).map_err(io)?;
-        Ok(Self { _file: file })
+        Self::sign(file).map_err(io)
+    }
+
+    /// The lock of a daemon that has handed it over: nobody else could have had it in between.
+    ///
+    /// # Errors
+    /// When it is the lock of something else; I/O errors.
+    pub fn inherit(path: &Path, fd: OwnedFd) -> Result<Self, LockError> {
+        let io = |source| LockError::Io { path: path.to_owned(), source };
+        let file = File::from(fd);
+        let (ours, theirs) = (path.metadata().map_err(io)?, file.metadata().map_err(io)?);
+        if (ours.dev(), ours.ino()) != (theirs.dev(), theirs.ino()) {
+            return Err(io(io::Error::other("another file was handed over for it")));
+        }
+        // It is locked already, by the same open file.
+        match file.try_lock() {
+            Ok(()) => Self::sign(file).map_err(io),
+            Err(TryLockError::WouldBlock) => Err(io(io::ErrorKind::ResourceBusy.into())),
+            Err(TryLockError::Error(source)) => Err(io(source)),
+        }
+    }
+
+    fn sign(mut file: File) -> io::Result<Self> {
+        file.set_len(0)?;
+        file.rewind()?;
+        writeln!(file, "{}", std::process::id())?;
+        Ok(Self { file })
+    }
+}
+
+impl AsFd for InstanceLock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 

@@ -45,7 +45,7 @@ const PROTOCOL_FEATURES: u64 = protocol::MQ
     | protocol::STATUS;
 
 /// What a port with this address and MTU offers. A zero address is left to the driver.
-pub(super) fn offer(mac: MacAddr, mtu: u32, queue_pairs: u16) -> Offer {
+pub(crate) fn offer(mac: MacAddr, mtu: u32, queue_pairs: u16) -> Offer {
     let mut config = vec![0; CONFIG_LEN];
     config[..6].copy_from_slice(&mac.0);
     config[6..8].copy_from_slice(&STATUS_LINK_UP.to_le_bytes());

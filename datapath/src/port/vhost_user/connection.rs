@@ -83,6 +83,34 @@ impl Connection {
         }
     }
 
+    /// A connection of another process.
+    pub(super) fn import(
+        stream: UnixStream,
+        session: Session,
+        device: DeviceState,
+        heard: bool,
+        refusal: Option<String>,
+    ) -> Self {
+        Self {
+            stream,
+            session,
+            device,
+            since: Instant::now(),
+            heard,
+            was_up: false,
+            action: None,
+            unread: None,
+            refusal,
+            breaking: false,
+        }
+    }
+
+    /// Does what was waiting for a worker. None may run.
+    pub(super) fn settle(&mut self, port: &str) -> Result<(), End> {
+        self.quarantine()?;
+        self.act(port).map(drop)
+    }
+
     /// The port was quarantined.
     pub(super) fn break_off(&mut self) {
         self.breaking = true;
@@ -95,36 +123,12 @@ impl Connection {
 
     /// Does what can be done without waiting.
     pub(super) fn drive(&mut self, port: &str) -> Result<Wait, End> {
-        if self.breaking {
-            if self.device.is_poisoned() {
-                return Err(End::Memory);
-            }
-            if self.device.is_log_poisoned() {
-                return Err(End::Log);
-            }
-            if self.device.break_off(self.session.device()).is_err() {
-                return Ok(Wait::Soon);
-            }
-            self.breaking = false;
+        if self.quarantine()? == Wait::Soon {
+            return Ok(Wait::Soon);
         }
         for _ in 0..MESSAGES {
-            if let Some(action) = self.action {
-                match self.device.apply(self.session.device(), action) {
-                    Err(Busy) => return Ok(Wait::Soon),
-                    Ok(Ok(outcome)) => {
-                        debug!(port, ?action, ?outcome, "vhost-user");
-                        self.action = None;
-                        self.session.complete(outcome)?;
-                    }
-                    Ok(Err(error)) => {
-                        self.action = None;
-                        self.refusal = Some(error.to_string());
-                        info!(port, ?action, %error, "refused what the frontend asked for");
-                        self.session.complete(vhost_user::Outcome::Failed)?;
-                        // The session only knows that it failed.
-                        let _ = self.session.take_refusal();
-                    }
-                }
+            if self.act(port)? == Wait::Soon {
+                return Ok(Wait::Soon);
             }
             self.action = self.session.poll()?;
             if let Some(refusal) = self.session.take_refusal() {
@@ -148,5 +152,44 @@ impl Connection {
             }
         }
         Ok(Wait::Soon)
+    }
+
+    /// Takes the rings away after a fault.
+    fn quarantine(&mut self) -> Result<Wait, End> {
+        if self.breaking {
+            if self.device.is_poisoned() {
+                return Err(End::Memory);
+            }
+            if self.device.is_log_poisoned() {
+                return Err(End::Log);
+            }
+            if self.device.break_off(self.session.device()).is_err() {
+                return Ok(Wait::Soon);
+            }
+            self.breaking = false;
+        }
+        Ok(Wait::Socket)
+    }
+
+    /// Does what the session has asked for.
+    fn act(&mut self, port: &str) -> Result<Wait, End> {
+        let Some(action) = self.action else { return Ok(Wait::Socket) };
+        match self.device.apply(self.session.device(), action) {
+            Err(Busy) => return Ok(Wait::Soon),
+            Ok(Ok(outcome)) => {
+                debug!(port, ?action, ?outcome, "vhost-user");
+                self.action = None;
+                self.session.complete(outcome)?;
+            }
+            Ok(Err(error)) => {
+                self.action = None;
+                self.refusal = Some(error.to_string());
+                info!(port, ?action, %error, "refused what the frontend asked for");
+                self.session.complete(vhost_user::Outcome::Failed)?;
+                // The session only knows that it failed.
+                let _ = self.session.take_refusal();
+            }
+        }
+        Ok(Wait::Socket)
     }
 }

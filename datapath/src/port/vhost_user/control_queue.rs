@@ -46,6 +46,10 @@ impl ControlQueue {
         Self { ring, memory, log: None, call: None, kick: None, chains, max_pairs, pairs: 1 }
     }
 
+    pub(super) fn max_pairs(&self) -> u16 {
+        self.max_pairs.max(1)
+    }
+
     /// Answers what is there, then asks for a kick. True when there is more, which must be asked for again.
     pub(super) fn serve(&mut self) -> Result<bool, RingError> {
         let limit = Limit { chains: BATCH, bytes: u64::MAX };

@@ -40,6 +40,13 @@ pub(super) enum DeviceError {
 /// A worker holds the ring: try again later.
 pub(super) struct Busy;
 
+/// Where a ring goes on, or where it ended.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct RingPosition {
+    pub(super) live: Option<u32>,
+    pub(super) ended: Option<u32>,
+}
+
 /// How a ring was built.
 #[derive(Clone, Debug)]
 struct Built {
@@ -57,6 +64,8 @@ pub(super) struct DeviceState {
     built: Vec<Option<Built>>,
     /// Where stopped rings ended.
     ended: Vec<Option<u32>>,
+    /// Where rings that another process has served go on.
+    resume: Vec<Option<u32>>,
     control: Option<ControlQueue>,
     /// Which ring that is.
     control_at: usize,
@@ -77,12 +86,77 @@ impl DeviceState {
             log: Logging::default(),
             built: Vec::new(),
             ended: Vec::new(),
+            resume: Vec::new(),
             control: None,
             control_at: 0,
             broken: false,
             generation,
             changed: false,
         }
+    }
+
+    /// Goes on with what another process has served. Maps memory and builds rings, and touches none.
+    ///
+    /// # Errors
+    /// When memory or a ring is not what it was.
+    pub(super) fn import(
+        &mut self,
+        told: &Told,
+        positions: &[RingPosition],
+        control_pairs: u16,
+        broken: bool,
+    ) -> Result<(), DeviceError> {
+        self.built.resize(told.vrings.len(), None);
+        self.ended = positions.iter().map(|position| position.ended).collect();
+        self.resume = positions.iter().map(|position| position.live).collect();
+        self.ended.resize(told.vrings.len(), None);
+        self.resume.resize(told.vrings.len(), None);
+        self.broken = broken;
+        self.memory = Some(self.map(told)?);
+        self.log = Logging::map(told)?;
+        match self.sync_all(told) {
+            Ok(synced) => synced?,
+            Err(Busy) => unreachable!("nobody else knows the rings yet"),
+        }
+        if let Some(control) = &mut self.control {
+            control.pairs = control_pairs.clamp(1, control.max_pairs());
+        }
+        self.activate(told);
+        Ok(())
+    }
+
+    /// Where every ring is. No worker may run.
+    pub(super) fn positions(&self, rings: usize) -> Vec<RingPosition> {
+        let position = |at: usize| {
+            let ended = self.ended.get(at).copied().flatten();
+            let live = match &self.control {
+                _ if self.built.get(at).is_none_or(Option::is_none) => None,
+                Some(control) if self.control_at == at => control.ring.position(),
+                _ => place(&self.vhost, at)
+                    .and_then(Queue::try_lock)
+                    .and_then(|guard| guard.as_ref()?.ring.position()),
+            };
+            RingPosition { live, ended }
+        };
+        (0..rings).map(position).collect()
+    }
+
+    pub(super) fn control_pairs(&self) -> u16 {
+        self.control.as_ref().map_or(1, |control| control.pairs)
+    }
+
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// Tells every driver to look at its rings: a signal may have been missed.
+    pub(super) fn signal_all(&self) {
+        let control = self.control.as_ref().and_then(|control| control.call.clone());
+        let live = (0..self.built.len()).filter_map(|at| {
+            let guard = place(&self.vhost, at)?.try_lock()?;
+            guard.as_ref()?.call.clone()
+        });
+        live.chain(control).for_each(|call| call.signal());
     }
 
     pub(super) fn generation(&self) -> u64 {
@@ -290,13 +364,14 @@ impl DeviceState {
         let Some(queue) = place(&vhost, at) else { return Ok(Ok(())) };
         let mut guard = lock(queue)?;
         let before = guard.as_ref().zip(self.built[at].as_ref());
+        let resumes = self.resume.get(at).copied().flatten().is_some();
         let ring = match before {
             // Nothing of the ring itself has changed.
             Some((live, built)) if built.config == config && Arc::ptr_eq(&live.memory, &memory) => {
                 None
             }
             Some((live, _)) => Some(live.ring.rebuild(&memory, &config)),
-            None => Some(Ring::new(&memory, &config)),
+            None => Some(self.build(at, &memory, &config)),
         };
         let is_new = ring.is_some();
         let receives = at.is_multiple_of(2);
@@ -310,7 +385,9 @@ impl DeviceState {
         match ring {
             Some(Ok(mut ring)) => {
                 ring.set_log(log.as_ref(), addr.log);
-                ring.suppress_kicks();
+                if !resumes {
+                    ring.suppress_kicks();
+                }
                 old = guard.replace(Live {
                     ring,
                     memory,
@@ -352,6 +429,20 @@ impl DeviceState {
         Ok(Ok(()))
     }
 
+    /// A ring that is new to this process.
+    fn build(
+        &mut self,
+        at: usize,
+        memory: &Arc<GuestMemory>,
+        config: &RingConfig,
+    ) -> Result<Ring, RingError> {
+        let mut ring = Ring::new(memory, config)?;
+        if let Some(index) = self.resume.get_mut(at).and_then(Option::take) {
+            ring.resume_at(index);
+        }
+        Ok(ring)
+    }
+
     fn sync_control(
         &mut self,
         told: &Told,
@@ -368,7 +459,7 @@ impl DeviceState {
         let ring = match before {
             Some(control) if unchanged && Arc::ptr_eq(&control.memory, memory) => Ok(control.ring),
             Some(control) => control.ring.rebuild(memory, &config),
-            None => Ring::new(memory, &config),
+            None => self.build(at, memory, &config),
         };
         self.built[at] = None;
         let mut ring = ring.map_err(|error| DeviceError::Ring { ring: at, error })?;

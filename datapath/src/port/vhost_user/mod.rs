@@ -14,11 +14,13 @@ mod connection;
 mod control_queue;
 mod device;
 mod dialer;
+mod handover;
 mod logging;
 mod origin;
 pub(crate) mod queue;
 pub(crate) mod thread;
 
+pub(crate) use config_space::offer;
 pub(crate) use queue::VhostPort;
 
 /// Queue pairs that a port can offer.

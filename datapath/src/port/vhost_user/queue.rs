@@ -134,9 +134,12 @@ impl VhostPort {
 
     /// For one worker.
     pub(crate) fn take_announcement(&self) -> Option<MacAddr> {
-        let word = self.announcement.swap(0, Ordering::Acquire);
-        let [_, some, a, b, c, d, e, f] = word.to_be_bytes();
-        (some != 0).then_some(MacAddr([a, b, c, d, e, f]))
+        address(self.announcement.swap(0, Ordering::Acquire))
+    }
+
+    /// Who is still to be announced.
+    pub(super) fn announcement(&self) -> Option<MacAddr> {
+        address(self.announcement.load(Ordering::Acquire))
     }
 
     /// A worker found a fault that takes the port out of service. True the first time; the vhost-user thread must be told.
@@ -161,4 +164,10 @@ impl VhostPort {
         *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.quarantined.store(false, Ordering::Relaxed);
     }
+}
+
+/// Of [`VhostPort::announcement`].
+fn address(word: u64) -> Option<MacAddr> {
+    let [_, some, a, b, c, d, e, f] = word.to_be_bytes();
+    (some != 0).then_some(MacAddr([a, b, c, d, e, f]))
 }

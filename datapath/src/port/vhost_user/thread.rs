@@ -55,7 +55,7 @@ pub(super) const LISTENER: u64 = 0;
 pub(super) const CONNECTION: u64 = 1;
 const CONTROL: u64 = 2;
 
-pub(super) struct Endpoint {
+pub(crate) struct Endpoint {
     pub(super) id: Uuid,
     pub(super) name: String,
     pub(super) origin: Origin,
@@ -72,6 +72,31 @@ pub(super) struct Endpoint {
     pub(super) control_kick: Option<Arc<OwnedFd>>,
     /// A connection that ended while a worker held a ring.
     pub(super) leaving: Option<Connection>,
+}
+
+impl Endpoint {
+    /// Without a connection; nothing of it is watched yet.
+    pub(super) fn new(
+        id: Uuid,
+        name: String,
+        vhost: Arc<VhostPort>,
+        offer: Offer,
+        origin: Origin,
+    ) -> Self {
+        Self {
+            id,
+            name,
+            origin,
+            vhost,
+            offer,
+            connection: None,
+            generation: 0,
+            soon: false,
+            watched_for_writing: false,
+            control_kick: None,
+            leaving: None,
+        }
+    }
 }
 
 /// See the module's documentation.
@@ -122,8 +147,8 @@ impl Thread {
         })
     }
 
-    /// Works until the datapath stops.
-    pub(crate) fn run(mut self) {
+    /// Works until the datapath stops; then it can go on where it was.
+    pub(crate) fn run(mut self) -> Self {
         let mut events = Vec::with_capacity(64);
         let mut next_tick = Instant::now() + TICK;
         let mut ticks = 0;
@@ -166,30 +191,17 @@ impl Thread {
                 }
             }
         }
+        self
     }
 
     fn command(&mut self, command: Command) {
         match command {
             Command::Add(new) => {
-                let key = self.next_key;
-                self.next_key += 1;
                 let NewPort { id, name, mac, mtu, socket, vhost } = new;
                 let pairs = u16::try_from(vhost.pairs()).unwrap_or(1);
+                let offer = config_space::offer(mac, mtu, pairs);
                 let (origin, connected) = Origin::new(socket);
-                let endpoint = Endpoint {
-                    id,
-                    name,
-                    origin,
-                    vhost,
-                    offer: config_space::offer(mac, mtu, pairs),
-                    connection: None,
-                    generation: 0,
-                    soon: false,
-                    watched_for_writing: false,
-                    control_kick: None,
-                    leaving: None,
-                };
-                self.endpoints.insert(key, endpoint);
+                let key = self.insert(Endpoint::new(id, name, vhost, offer, origin));
                 match connected {
                     Some(stream) => self.connected(key, stream),
                     None => self.await_frontend(key),
@@ -217,6 +229,13 @@ impl Thread {
                 let _ = done.send(());
             }
         }
+    }
+
+    pub(super) fn insert(&mut self, endpoint: Endpoint) -> u64 {
+        let key = self.next_key;
+        self.next_key += 1;
+        self.endpoints.insert(key, endpoint);
+        key
     }
 
     fn notice(&mut self, notice: &Notice) {
