@@ -2,14 +2,20 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use netns_tests::capture::Capture;
-use netns_tests::guest::{Guest, Namespace, Qemu, qemu::Nic};
+use netns_tests::frontend::{Nic, Options, Probe};
+use netns_tests::guest::qemu::Nic as QemuNic;
+use netns_tests::guest::{Guest, Namespace, Qemu};
 use netns_tests::topology::INET;
 use netns_tests::{Daemon, Lab, wait};
+use wire::MacAddr;
 
 const NETWORK: &str = "<network>
   <name>lan</name>
@@ -39,7 +45,7 @@ fn guests_go_on_after_a_restart_and_after_a_kill() -> anyhow::Result<()> {
     lab.daemon.netctl(&["net-create", &transient.display().to_string()])?;
     let port = lab.daemon.port("lan", "deb", &[])?;
     let socket = port.socket.as_deref().ok_or_else(|| anyhow::anyhow!("no socket"))?;
-    let mut deb = Qemu::start("deb", &[Nic { socket, mac: port.mac, queue_pairs: 1 }])?;
+    let mut deb = Qemu::start("deb", &[QemuNic { socket, mac: port.mac, queue_pairs: 1 }])?;
     let mut ns = namespace(&lab.daemon, "lan", "ns")?;
     let deb_address = deb.dhcp()?;
     let ns_address = ns.dhcp()?;
@@ -71,6 +77,54 @@ fn guests_go_on_after_a_restart_and_after_a_kill() -> anyhow::Result<()> {
             lab.daemon.leases("lan")?.into_iter().map(|lease| lease.ip).collect();
         assert!(leases.contains(&deb_address.into()) && leases.contains(&ns_address.into()));
     }
+    Ok(())
+}
+
+/// How long after SIGKILL frames flow again, for a frontend that connects at once and for a VMM that listens. It is
+/// printed; what it should be is for a machine that is quiet.
+#[test]
+fn after_a_kill_guests_are_back_soon() -> anyhow::Result<()> {
+    let mut lab = Lab::new()?;
+    lab.daemon.network("lan", NETWORK)?;
+    let socket = |name: &str| -> anyhow::Result<PathBuf> {
+        lab.daemon.port("lan", name, &[])?.socket.context("a vhost-user port without a socket")
+    };
+    let sockets = [socket("one")?, socket("two")?];
+    let options = Options::new(MacAddr([2, 0, 0, 0, 0, 1]));
+    let mut one = Nic::connect(&sockets[0], options.clone())?;
+    let other = Options { mac: MacAddr([2, 0, 0, 0, 0, 2]), ..options };
+    let mut two = Nic::connect(&sockets[1], other)?;
+    let theirs = lab.daemon.dir().join("vmm.sock");
+    let port = lab.daemon.port("lan", "deb", &["--connect", &theirs.display().to_string()])?;
+    let card = QemuNic { socket: &theirs, mac: port.mac, queue_pairs: 1 };
+    let mut deb = Qemu::listening("deb", &[card])?;
+    let mut ns = namespace(&lab.daemon, "lan", "ns")?;
+    let address = deb.dhcp()?.to_string();
+    ns.dhcp()?;
+    let (mut frames, mut guests) = (Vec::new(), Vec::new());
+    for _ in 0..5 {
+        lab.daemon.kill()?;
+        let killed = Instant::now();
+        lab.daemon.up()?;
+        let limit = Duration::from_secs(20);
+        for (nic, socket) in [(&mut one, &sockets[0]), (&mut two, &sockets[1])] {
+            wait::until("the port's socket", limit, || UnixStream::connect(socket).is_ok())?;
+            nic.reconnect(socket)?;
+        }
+        let probe = Probe::start(one, two, 1000)?;
+        probe.run(1, limit)?;
+        frames.push(killed.elapsed());
+        (_, one, two) = probe.finish()?;
+        lab.daemon.wait_port("deb", api::PortState::Up)?;
+        guests.push(killed.elapsed());
+        ns.ping(&address)?;
+    }
+    frames.sort();
+    guests.sort();
+    println!(
+        "after SIGKILL: a frontend {:?}, a VMM that listens {:?} (medians)",
+        frames[2], guests[2]
+    );
     Ok(())
 }
 
@@ -140,7 +194,7 @@ fn no_acknowledged_lease_is_lost_by_twenty_kills() -> anyhow::Result<()> {
     let acknowledged = dhcp_load::acknowledged(&wire.frames());
     let leases: HashMap<IpAddr, _> =
         lab.daemon.leases("lan")?.into_iter().map(|lease| (lease.ip, lease.mac)).collect();
-    let mut holders: HashMap<IpAddr, wire::MacAddr> = HashMap::new();
+    let mut holders: HashMap<IpAddr, MacAddr> = HashMap::new();
     for (ip, mac) in &acknowledged {
         assert_eq!(leases.get(ip), Some(mac), "{ip} was acknowledged to {mac} and is lost");
         let before = holders.insert(*ip, *mac);
