@@ -6,37 +6,12 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use common::handover::{carry, hand_over, import};
 use common::{Bench, Nic, Options, PortOptions, eventually, frame, introduce, mac};
-use datapath::handover::{Fds, State};
-use datapath::{
-    BridgeSpec, Config, Datapath, Error, Inherited, PortIo, PortSpec, PortState, Suspended,
-};
+use datapath::{BridgeSpec, Error, Inherited, PortIo, PortSpec, PortState};
 use serde_json::Value;
 use switch::{Role, VlanMode};
 use vhost::VhostBackend;
-
-/// What one hands over as the other gets it: as text, the descriptors as copies.
-fn carry(suspended: &mut Suspended) -> (Value, Fds) {
-    let (state, fds) = suspended.export().unwrap();
-    (serde_json::to_value(state).unwrap(), fds)
-}
-
-fn import(state: Value, fds: &mut Fds) -> datapath::Imported {
-    let state: State = serde_json::from_value(state).unwrap();
-    Datapath::import(Config::default(), state, fds).unwrap()
-}
-
-/// The bench's datapath is replaced by one that goes on in its place.
-fn hand_over(bench: &mut Bench, change: impl FnOnce(&mut Value)) -> Duration {
-    let start = Instant::now();
-    let mut suspended = bench.datapath.suspend().unwrap();
-    let (mut state, mut fds) = carry(&mut suspended);
-    change(&mut state);
-    let imported = import(state, &mut fds);
-    suspended.leave();
-    (bench.datapath, bench.events) = imported.start().unwrap();
-    start.elapsed()
-}
 
 fn exchange(a: &mut Nic, b: &mut Nic, seeds: std::ops::Range<u32>) {
     for seed in seeds {

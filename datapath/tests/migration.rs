@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use common::handover::hand_over;
 use common::nic::{EVENT_IDX, GUEST_BASE, MRG_RXBUF};
 use common::{BROADCAST, Bench, Nic, Options, eventually, frame, introduce, mac};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -166,7 +167,7 @@ fn serve(nic: &mut Nic, frames: u32) {
 }
 
 fn migrate(features: u64) {
-    let bench = Bench::new(3);
+    let mut bench = Bench::new(3);
     let options = Options { features, ..Options::new(mac(0)) };
     let mut source = bench.nic(0, &options);
     let mut peer = bench.nic(1, &Options::new(mac(1)));
@@ -193,6 +194,10 @@ fn migrate(features: u64) {
         if round % 5 == 2 {
             // The memory is mapped anew.
             source.set_mem_table();
+        }
+        if round % 5 == 3 {
+            // The switch is replaced.
+            hand_over(&mut bench, |_| {});
         }
         let dirty = log.take();
         rounds.push(dirty.len());

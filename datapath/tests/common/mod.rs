@@ -2,6 +2,7 @@
 //! small driver of their own.
 #![allow(dead_code, unused_imports, reason = "each test file uses its part")]
 
+pub(crate) mod handover;
 pub(crate) mod nic;
 mod probe;
 
