@@ -35,8 +35,20 @@ impl Capture {
     /// # Errors
     /// When the interface does not exist.
     pub fn start(netns: &Netns, ifname: &str) -> anyhow::Result<Self> {
+        Self::protocol(netns, ifname, Protocol::from(ETH_P_ALL))
+    }
+
+    /// Of one Ethertype only, and only what the interface receives.
+    ///
+    /// # Errors
+    /// When the interface does not exist.
+    pub fn only(netns: &Netns, ifname: &str, ethertype: u16) -> anyhow::Result<Self> {
+        Self::protocol(netns, ifname, Protocol::from(i32::from(ethertype.to_be())))
+    }
+
+    fn protocol(netns: &Netns, ifname: &str, protocol: Protocol) -> anyhow::Result<Self> {
         let socket = netns.enter(|| {
-            let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(ETH_P_ALL)))?;
+            let socket = Socket::new(Domain::PACKET, Type::RAW, Some(protocol))?;
             socket.bind_device(Some(ifname.as_bytes())).with_context(|| ifname.to_owned())?;
             socket.set_read_timeout(Some(Duration::from_millis(100)))?;
             Ok(socket)

@@ -17,6 +17,7 @@ pub mod inet;
 pub mod limit;
 pub mod manager;
 pub mod netns;
+pub mod pinger;
 pub mod process;
 pub mod record;
 pub mod snapshot;

@@ -21,7 +21,7 @@ pub struct Device {
     /// for an unplugged device.
     pub backend_channel: Option<Arc<OwnedFd>>,
     /// Where dirty pages are logged, from SET_LOG_BASE until LOG_ALL is taken back. While LOG_ALL is on, the log
-    /// covers all of `regions`, and rings run only when there is one.
+    /// covers all of `regions`, and rings must not run without one.
     pub log: Option<Log>,
     /// MTU given by NET_SET_MTU, in bytes.
     pub mtu: Option<u16>,

@@ -96,7 +96,7 @@ pub enum Refusal {
         "the dirty log ends at guest address {end:#x}, the guest's memory at {needed:#x}; a larger log must come first (SET_LOG_BASE)"
     )]
     LogTooSmall { end: u64, needed: u64 },
-    #[error("dirty pages cannot be logged while ring {ring} runs: there is no log (SET_LOG_BASE)")]
+    #[error("ring {ring} is started and cannot log dirty pages: there is no log (SET_LOG_BASE)")]
     NoLog { ring: usize },
     #[error("configuration bytes {offset}+{size} are outside of the {len} bytes there are")]
     ConfigRange { offset: u32, size: u32, len: usize },

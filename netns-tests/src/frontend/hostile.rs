@@ -160,7 +160,10 @@ impl Raw {
         let offered = self.ask(Request::GET_FEATURES)?;
         let wanted = features & offered;
         let protocols = self.ask(Request::GET_PROTOCOL_FEATURES)?
-            & (protocol::REPLY_ACK | protocol::MQ | protocol::CONFIGURE_MEM_SLOTS);
+            & (protocol::REPLY_ACK
+                | protocol::MQ
+                | protocol::LOG_SHMFD
+                | protocol::CONFIGURE_MEM_SLOTS);
         self.send(Request::SET_PROTOCOL_FEATURES, 0, &words([protocols]), &[])?;
         ensure!(self.ack(Request::SET_FEATURES, &words([wanted]), &[])? == 0, "SET_FEATURES");
         Ok(())

@@ -4,6 +4,7 @@
 mod console;
 mod namespace;
 pub mod qemu;
+mod qmp;
 mod slot;
 mod uml;
 mod vmm;

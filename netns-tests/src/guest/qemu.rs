@@ -1,24 +1,70 @@
 //! QEMU with TCG: Debian's stock cloud kernel behind QEMU's vhost-user frontend.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
+use serde_json::{Value, json};
 use wire::MacAddr;
 
 use super::console::Console;
+use super::qmp::Qmp;
 use super::slot::Slot;
 use super::{Guest, Ran};
 use crate::process::Process;
 use crate::record::run;
+use crate::wait;
 
 #[derive(Debug)]
 pub struct Qemu {
     name: String,
     console: Console,
     process: Process,
-    _slot: Slot,
+    dir: PathBuf,
+    /// Not while a guest is still to come.
+    slot: Option<Slot>,
+}
+
+/// Bytes a second of a migration: slow enough that the guest runs on for seconds, and its pages are copied again and again.
+const BANDWIDTH: u64 = 24 << 20;
+/// Milliseconds for which the guest may run on neither side.
+const DOWNTIME: u64 = 100;
+
+/// Who tells the network where a guest is that was migrated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Announcer {
+    /// The guest's driver (VIRTIO_NET_F_GUEST_ANNOUNCE).
+    Guest,
+    /// The switch, by RARP.
+    Switch,
+}
+
+/// How a machine differs from the usual one.
+#[derive(Clone, Copy, Debug)]
+struct Machine {
+    /// Options of the cards' sockets.
+    socket: &'static str,
+    announcer: Announcer,
+    /// Where a guest is to come from.
+    incoming: Option<&'static str>,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self { socket: ",reconnect=1", announcer: Announcer::Guest, incoming: None }
+    }
+}
+
+/// What QEMU says of a migration.
+#[derive(Clone, Copy, Debug)]
+pub struct Migration {
+    /// How long the guest ran on neither side.
+    pub downtime: Duration,
+    pub total: Duration,
+    /// How often the dirty log was fetched.
+    pub rounds: u64,
+    pub bytes: u64,
 }
 
 /// A network card: its port's socket, its MAC, its pairs of queues.
@@ -35,7 +81,7 @@ impl Qemu {
     /// # Errors
     /// When the kernel does not come up within two minutes.
     pub fn start(name: &str, nics: &[Nic<'_>]) -> anyhow::Result<Self> {
-        Self::boot(name, nics, ",reconnect=1")
+        Self::boot(name, nics, &Machine::default())
     }
 
     /// Like [`Self::start`], with QEMU listening on the cards' sockets.
@@ -43,7 +89,7 @@ impl Qemu {
     /// # Errors
     /// When the kernel does not come up within two minutes.
     pub fn listening(name: &str, nics: &[Nic<'_>]) -> anyhow::Result<Self> {
-        Self::boot(name, nics, ",server=on,wait=off")
+        Self::boot(name, nics, &Machine { socket: ",server=on,wait=off", ..Machine::default() })
     }
 
     /// Like [`Self::start`], with cards that are lost for good when their connection ends.
@@ -51,18 +97,51 @@ impl Qemu {
     /// # Errors
     /// When the kernel does not come up within two minutes.
     pub fn start_without_reconnect(name: &str, nics: &[Nic<'_>]) -> anyhow::Result<Self> {
-        Self::boot(name, nics, "")
+        Self::boot(name, nics, &Machine { socket: "", ..Machine::default() })
     }
 
-    fn boot(name: &str, nics: &[Nic<'_>], role: &str) -> anyhow::Result<Self> {
+    /// Like [`Self::start`], for [`Self::migrate`].
+    ///
+    /// # Errors
+    /// When the kernel does not come up within two minutes.
+    pub fn announced_by(
+        announcer: Announcer,
+        name: &str,
+        nics: &[Nic<'_>],
+    ) -> anyhow::Result<Self> {
+        Self::boot(name, nics, &Machine { announcer, ..Machine::default() })
+    }
+
+    /// A machine without a guest, for [`Self::migrate`].
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn incoming(announcer: Announcer, name: &str, nics: &[Nic<'_>]) -> anyhow::Result<Self> {
+        let incoming = Some("unix:migration");
+        Self::power_on(name, nics, &Machine { announcer, incoming, ..Machine::default() })
+    }
+
+    fn boot(name: &str, nics: &[Nic<'_>], machine: &Machine) -> anyhow::Result<Self> {
         let slot = Slot::take()?;
+        let mut qemu = Self::power_on(name, nics, machine)?;
+        qemu.slot = Some(slot);
+        qemu.console.ready(Duration::from_secs(120)).with_context(|| {
+            format!("booting {name} ({:?}; {})", qemu.process.ended(), qemu.process.log().trim())
+        })?;
+        qemu.run(&format!("hostname {name}"))?;
+        Ok(qemu)
+    }
+
+    fn power_on(name: &str, nics: &[Nic<'_>], machine: &Machine) -> anyhow::Result<Self> {
         let dir = run().directory(name);
         let mut command = Command::new("qemu-system-x86_64");
         command
             .args(["-M", "pc,accel=tcg,memory-backend=m"])
             .args(["-object", "memory-backend-memfd,id=m,size=256M,share=on"])
             .args(["-nodefaults", "-no-reboot", "-nographic", "-serial", "stdio"])
-            .args(["-monitor", "none"])
+            .args(["-monitor", "none", "-qmp", "unix:qmp,server=on,wait=off"])
+            .args(machine.incoming.iter().flat_map(|from| ["-incoming", from]))
+            .current_dir(&dir)
             .arg("-kernel")
             .arg(super::super::asset("vmlinuz")?)
             .arg("-initrd")
@@ -74,26 +153,59 @@ impl Qemu {
             let queues = nic.queue_pairs;
             command
                 .arg("-chardev")
-                .arg(format!("socket,id=c{n},path={}{role}", nic.socket.display()))
+                .arg(format!("socket,id=c{n},path={}{}", nic.socket.display(), machine.socket))
                 .arg("-netdev")
                 .arg(format!("vhost-user,id=n{n},chardev=c{n},queues={queues}"))
                 .arg("-device")
                 // MSI-X with vhost-user crashes this QEMU under TCG.
                 .arg(format!(
-                    "virtio-net-pci,netdev=n{n},mac={},romfile=,vectors=0,mq={}",
+                    "virtio-net-pci,netdev=n{n},mac={},romfile=,vectors=0,mq={},guest_announce={}",
                     nic.mac,
-                    if queues > 1 { "on" } else { "off" }
+                    if queues > 1 { "on" } else { "off" },
+                    if machine.announcer == Announcer::Guest { "on" } else { "off" }
                 ));
         }
         let mut process = Process::start(name, command, &dir)?;
         let pipes = process.take_pipes().context("pipes")?;
-        let mut console = Console::new(pipes, &dir.join("console"))?;
-        console.ready(Duration::from_secs(120)).with_context(|| {
-            format!("booting {name} ({:?}; {})", process.ended(), process.log().trim())
+        let console = Console::new(pipes, &dir.join("console"))?;
+        Ok(Self { name: name.to_owned(), console, process, dir, slot: None })
+    }
+
+    /// Moves the running guest to a machine made by [`Self::incoming`] with the same cards; it goes on there, and its
+    /// console with it. Nothing may be running on the console.
+    ///
+    /// # Errors
+    /// With QEMU's words when it fails.
+    pub fn migrate(&mut self, to: &mut Self) -> anyhow::Result<Migration> {
+        let mut source = Qmp::connect(&self.dir.join("qmp"))?;
+        let mut destination = Qmp::connect(&to.dir.join("qmp"))?;
+        let limits = json!({ "max-bandwidth": BANDWIDTH, "downtime-limit": DOWNTIME });
+        source.execute("migrate-set-parameters", &limits)?;
+        let uri = format!("unix:{}", to.dir.join("migration").display());
+        source.execute("migrate", &json!({ "uri": uri }))?;
+        let mut info = Value::Null;
+        wait::until("the migration to end", Duration::from_secs(180), || {
+            info = source.execute("query-migrate", &json!({})).unwrap_or_else(
+                |error| json!({ "status": "failed", "error-desc": error.to_string() }),
+            );
+            matches!(info["status"].as_str(), Some("completed" | "failed" | "cancelled"))
+        })
+        .with_context(|| info.to_string())?;
+        if info["status"] != "completed" {
+            bail!("migrating {}: {info}\n{}\n{}", self.name, self.process.log(), to.process.log());
+        }
+        wait::until("the guest to run again", Duration::from_secs(60), || {
+            let status = destination.execute("query-status", &json!({}));
+            status.is_ok_and(|status| status["status"] == "running")
         })?;
-        let mut qemu = Self { name: name.to_owned(), console, process, _slot: slot };
-        qemu.run(&format!("hostname {name}"))?;
-        Ok(qemu)
+        to.slot = self.slot.take();
+        let number = |value: &Value| value.as_u64().unwrap_or(0);
+        Ok(Migration {
+            downtime: Duration::from_millis(number(&info["downtime"])),
+            total: Duration::from_millis(number(&info["total-time"])),
+            rounds: number(&info["ram"]["dirty-sync-count"]),
+            bytes: number(&info["ram"]["transferred"]),
+        })
     }
 
     pub fn process(&mut self) -> &mut Process {

@@ -2,6 +2,7 @@
 //! and a probe of 1,000 frames per second between two other guests loses nothing meanwhile.
 
 mod header;
+mod log;
 mod memory;
 mod protocol;
 mod rings;

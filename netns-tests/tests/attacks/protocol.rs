@@ -25,7 +25,7 @@ fn bad_messages() -> Vec<(&'static str, Vec<u8>, usize, &'static str)> {
         ("a payload of 4 GiB", words([1_u32, 1, u32::MAX]), 0, "payload"),
         ("a payload that is too short", message(2, 1, &[0; 7]), 0, "payload"),
         ("an unknown request", message(4711, 1, &[0; 64]), 0, "not supported"),
-        ("a request that was not offered", message(6, 1, &[0; 16]), 1, "not supported"),
+        ("a request that was not offered", message(22, 1, &[0; 16]), 1, "not supported"),
         ("descriptors with a message that has none", message(3, 1, &[]), 5, "descriptors"),
         ("33 descriptors", message(5, 1, &[0; 8]), 33, "descriptors"),
         ("250 descriptors", message(5, 1, &[0; 8]), 250, "descriptors"),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use zerocopy::IntoBytes;
 
 use super::{Context, Reaction, head};
-use crate::device::{Device, Log, Vring};
+use crate::device::{Device, Log};
 use crate::error::Refusal;
 use crate::features::{protocol, virtio};
 use crate::message::LogPayload;
@@ -42,7 +42,7 @@ pub(crate) fn set_log_fd(_: &mut Context<'_>) -> Result<Reaction, Refusal> {
 
 /// Whether logging may be switched as these features say.
 ///
-/// While rings run there must be a log. Before they run it may still come: QEMU names the log last when a device starts
+/// Once rings are started there must be a log. Before that it may still come: QEMU names the log last when a device starts
 /// in the middle of a migration.
 pub(super) fn switch(device: &mut Device, features: u64) -> Result<(), Refusal> {
     if features & virtio::F_LOG_ALL == 0 {
@@ -54,8 +54,8 @@ pub(super) fn switch(device: &mut Device, features: u64) -> Result<(), Refusal> 
     if !device.has_protocol(protocol::LOG_SHMFD) {
         return Err(Refusal::NotNegotiated(protocol::LOG_SHMFD));
     }
-    let running = device.vrings.iter().position(Vring::is_running);
-    match (&device.log, running) {
+    let started = device.vrings.iter().position(|vring| vring.started);
+    match (&device.log, started) {
         (Some(log), _) => covers(log, device),
         (None, Some(ring)) if !device.is_logging() => Err(Refusal::NoLog { ring }),
         (None, _) => Ok(()),

@@ -96,8 +96,9 @@ fn a_device_that_starts_while_logging_gets_its_log_last() {
 }
 
 #[test]
-fn running_rings_are_not_logged_without_a_log() {
+fn rings_are_not_logged_without_a_log() {
     let mut peer = running();
+    peer.send(Request::SET_VRING_ENABLE, &bytes([0_u32, 0])).unwrap();
     assert_eq!(features(&mut peer, LOGGING), 1);
     let refused = peer.session.take_refusal().unwrap().to_string();
     assert!(refused.contains("SET_LOG_BASE"), "{refused}");

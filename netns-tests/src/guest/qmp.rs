@@ -1,0 +1,58 @@
+//! QEMU's control socket.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use serde_json::{Value, json};
+
+use crate::wait;
+
+#[derive(Debug)]
+pub(super) struct Qmp {
+    reader: BufReader<UnixStream>,
+}
+
+impl Qmp {
+    /// # Errors
+    /// When nobody answers there within a minute.
+    pub(super) fn connect(socket: &Path) -> anyhow::Result<Self> {
+        let stream = wait::some("QEMU's control socket", Duration::from_secs(60), || {
+            UnixStream::connect(socket).ok()
+        })?;
+        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+        let mut qmp = Self { reader: BufReader::new(stream) };
+        qmp.message().context("no greeting")?;
+        qmp.execute("qmp_capabilities", &json!({}))?;
+        Ok(qmp)
+    }
+
+    /// Runs a command; returns what it returned.
+    ///
+    /// # Errors
+    /// With QEMU's words when it refuses.
+    pub(super) fn execute(&mut self, command: &str, arguments: &Value) -> anyhow::Result<Value> {
+        let message = json!({ "execute": command, "arguments": arguments });
+        writeln!(self.reader.get_ref(), "{message}")?;
+        loop {
+            let mut answer = self.message().with_context(|| command.to_owned())?;
+            if let Some(error) = answer.get("error") {
+                bail!("{command}: {error}");
+            }
+            // Others are events.
+            if let Some(value) = answer.get_mut("return") {
+                return Ok(value.take());
+            }
+        }
+    }
+
+    fn message(&mut self) -> anyhow::Result<Value> {
+        let mut line = String::new();
+        if self.reader.read_line(&mut line)? == 0 {
+            bail!("QEMU has closed its control socket");
+        }
+        Ok(serde_json::from_str(&line)?)
+    }
+}
