@@ -5,37 +5,9 @@
 //! epoch. So when all have, nobody touches what only the old snapshot held. A sleeping worker is woken for it: it must let go
 //! of descriptors that are about to be closed.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
-
-use rustix::event::{EventfdFlags, eventfd};
-
-/// A descriptor that ends a wait. Never read: with edge-triggered epoll each write counts.
-#[derive(Debug)]
-pub(crate) struct WakeFd(OwnedFd);
-
-impl WakeFd {
-    pub(crate) fn new() -> std::io::Result<Self> {
-        Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
-    }
-
-    pub(crate) fn wake(&self) {
-        // Full means that it was written 2^64 times and never read; the edge comes nevertheless.
-        let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
-    }
-
-    /// Empties it, for those who wait with `poll`.
-    pub(crate) fn clear(&self) {
-        let _ = rustix::io::read(&self.0, &mut [0; 8]);
-    }
-}
-
-impl AsFd for WakeFd {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
+use crate::sync::Pause;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::wake::WakeFd;
 
 #[derive(Debug)]
 struct Seat {
@@ -80,8 +52,8 @@ impl Epochs {
         self.seen(worker, ENDED);
     }
 
-    pub(crate) fn wake_fd(&self, worker: usize) -> BorrowedFd<'_> {
-        self.seats[worker].wake.as_fd()
+    pub(crate) fn wake_fd(&self, worker: usize) -> &WakeFd {
+        &self.seats[worker].wake
     }
 
     pub(crate) fn wake(&self, worker: usize) {
@@ -103,13 +75,9 @@ impl Epochs {
 
     /// Waits until every worker has seen `epoch`: the length of one burst, and of being scheduled.
     pub(crate) fn wait(&self, epoch: u64) {
-        let start = Instant::now();
+        let pause = Pause::new();
         while !self.all_seen(epoch) {
-            if start.elapsed() < Duration::from_micros(20) {
-                std::hint::spin_loop();
-            } else {
-                std::thread::sleep(Duration::from_micros(50));
-            }
+            pause.pause();
         }
     }
 }

@@ -23,7 +23,10 @@ mod epoch;
 pub mod handover;
 pub mod offload;
 pub mod port;
+mod sleeper;
 mod snapshot;
+mod sync;
+mod wake;
 mod worker;
 
 pub use config::{

@@ -35,12 +35,15 @@
 //!
 //! [`DropReason`] is the vocabulary of the whole product, also for drops that only the datapath can see.
 
+#![forbid(unsafe_code)]
+
 mod bridge;
 mod cache;
 mod decision;
 mod drop_reason;
 mod fdb;
 mod port;
+mod sync;
 mod time;
 
 pub use bridge::{Bridge, BridgeConfig, Mode, WINDOW_LEN};

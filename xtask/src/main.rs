@@ -9,6 +9,7 @@ mod build;
 mod capability;
 mod clean;
 mod dist;
+mod fuzz;
 mod packages;
 mod phase;
 mod run;
@@ -32,6 +33,8 @@ enum Task {
     Test(TestOptions),
     /// Measure against peers, in turns on this machine
     Bench(bench::Options),
+    /// Run the fuzz targets under libFuzzer (needs cargo-fuzz)
+    Fuzz(fuzz::Options),
     /// Remove what an interrupted run left behind
     Clean,
     /// Man pages and shell completions into target/dist
@@ -66,6 +69,7 @@ fn main() -> anyhow::Result<()> {
         Task::Demo(options) => run::demo(&options),
         Task::Test(options) => run::test(&options),
         Task::Bench(options) => bench::run(&options),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Clean => clean::clean(),
         Task::Dist => dist::dist(),
         Task::Audit => run::audit(),

@@ -25,7 +25,7 @@ use wire::MacAddr;
 use self::model::{Model, PortEntry};
 use self::status::StatusBoard;
 use crate::counters::Counters;
-use crate::epoch::{Epochs, WakeFd};
+use crate::epoch::Epochs;
 use crate::port::internal::InternalPort;
 use crate::port::kernel::{KernelPort, KernelQueue};
 use crate::port::packet::PacketSocket;
@@ -33,6 +33,7 @@ use crate::port::tap::TapQueue;
 use crate::port::vhost_user::thread::{Command, NewPort, Thread};
 use crate::port::vhost_user::{MAX_PAIRS, VhostPort};
 use crate::snapshot::{Current, Device};
+use crate::wake::WakeFd;
 use crate::worker::{Poller, Shared, Signal};
 use crate::{
     BridgeSpec, Config, Error, Event, FdbEntry, PortIo, PortSpec, PortState, PortStats, PortStatus,

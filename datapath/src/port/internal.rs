@@ -4,7 +4,7 @@
 //! queue was empty, and it wakes the worker that serves it.
 
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,8 @@ use crossbeam_queue::ArrayQueue;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use uuid::Uuid;
 
-use crate::epoch::{Epochs, WakeFd};
+use crate::epoch::Epochs;
+use crate::sleeper::Sleeper;
 
 /// A frame for the engine, as it came from the guest (a VLAN tag included), with complete checksums.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,8 +53,7 @@ pub enum SendError {
 pub(crate) struct Internal {
     to_engine: ArrayQueue<Ingress>,
     to_switch: ArrayQueue<Egress>,
-    engine_sleeps: AtomicBool,
-    engine: WakeFd,
+    engine: Sleeper,
     closed: AtomicBool,
     /// Frames that the workers have to look for.
     pending: AtomicUsize,
@@ -84,8 +84,7 @@ pub fn internal(capacity: usize) -> (InternalPort, InternalHandle) {
     let shared = Arc::new(Internal {
         to_engine: ArrayQueue::new(capacity.max(1)),
         to_switch: ArrayQueue::new(capacity.max(1)),
-        engine_sleeps: AtomicBool::new(false),
-        engine: WakeFd::new().expect("an eventfd can be made"),
+        engine: Sleeper::new().expect("an eventfd can be made"),
         closed: AtomicBool::new(false),
         pending: AtomicUsize::new(0),
         switch: OnceLock::new(),
@@ -104,10 +103,7 @@ impl Internal {
         if self.closed.load(Ordering::Relaxed) || self.to_engine.push(ingress).is_err() {
             return false;
         }
-        fence(Ordering::SeqCst);
-        if self.engine_sleeps.load(Ordering::Relaxed) {
-            self.engine.wake();
-        }
+        self.engine.given();
         true
     }
 
@@ -155,21 +151,19 @@ impl InternalHandle {
             if internal.closed.load(Ordering::SeqCst) {
                 return Err(Closed);
             }
-            internal.engine_sleeps.store(true, Ordering::SeqCst);
-            fence(Ordering::SeqCst);
-            let mut woken = false;
-            if internal.to_engine.is_empty() && !internal.closed.load(Ordering::SeqCst) {
+            let ready = || !internal.to_engine.is_empty() || internal.closed.load(Ordering::SeqCst);
+            let woken = internal.engine.sleep_unless(ready, |wake| {
                 let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
                 // Longer than anyone waits.
                 let left = left.map(|left| {
                     Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 3600, tv_nsec: 0 })
                 });
-                let mut fds = [PollFd::from_borrowed_fd(internal.engine.as_fd(), PollFlags::IN)];
+                let mut fds = [PollFd::from_borrowed_fd(wake.as_fd(), PollFlags::IN)];
                 // An interrupted wait is a wake-up without frames.
-                woken = poll(&mut fds, left.as_ref()).is_ok_and(|ready| ready != 0);
-                internal.engine.clear();
-            }
-            internal.engine_sleeps.store(false, Ordering::SeqCst);
+                let woken = poll(&mut fds, left.as_ref()).is_ok_and(|ready| ready != 0);
+                wake.clear();
+                woken
+            });
             if !internal.to_engine.is_empty() {
                 continue;
             }

@@ -6,3 +6,5 @@ pub(crate) mod kernel;
 pub mod packet;
 pub mod tap;
 pub(crate) mod vhost_user;
+
+pub use vhost_user::ControlQueue;

@@ -24,11 +24,12 @@ use crossbeam_channel::Sender;
 use switch::PortIndex;
 use uuid::Uuid;
 
-use crate::epoch::{Epochs, WakeFd};
+use crate::epoch::Epochs;
 use crate::port::kernel::KernelPort;
 use crate::port::vhost_user::VhostPort;
 use crate::port::vhost_user::queue::Call;
 use crate::snapshot::{Current, Port, Snapshot};
+use crate::wake::WakeFd;
 
 pub(crate) use poller::Poller;
 use to_vhost::Fault;

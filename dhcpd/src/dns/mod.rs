@@ -22,3 +22,6 @@ pub use config::{Config, Forwarder, Host, OwnAddresses, Srv, Txt};
 pub use counters::{Counters, DropReason};
 pub use inherited::InheritedSockets;
 pub(crate) use listen::Dns;
+pub use names::{Names, StaticNames};
+pub use query::Query;
+pub use server::{Decision, Server};

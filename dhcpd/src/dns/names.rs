@@ -46,8 +46,9 @@ pub(crate) enum Known {
     Elsewhere,
 }
 
+/// Names that a network knows by itself: configured ones and those of its DHCP clients.
 #[derive(Debug, Default)]
-pub(crate) struct Names(RwLock<Inner>);
+pub struct Names(RwLock<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -71,11 +72,11 @@ struct Zone {
 }
 
 /// Names of the DHCP configuration's static hosts.
-pub(crate) type StaticNames = Vec<(Ipv4Addr, String)>;
+pub type StaticNames = Vec<(Ipv4Addr, String)>;
 
 impl Names {
     /// Takes the configured names; clients keep theirs where the configuration does not have it.
-    pub(crate) fn configure(&self, config: &Config, hosts: &StaticNames) {
+    pub fn configure(&self, config: &Config, hosts: &StaticNames) {
         self.write().zone = Zone::new(config, hosts);
     }
 

@@ -14,19 +14,19 @@ const HEADER: usize = 12;
 
 /// A query that makes sense.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Query {
-    pub id: u16,
-    pub recursion_desired: bool,
-    pub checking_disabled: bool,
+pub struct Query {
+    pub(super) id: u16,
+    pub(super) recursion_desired: bool,
+    pub(super) checking_disabled: bool,
     /// In the client's spelling.
-    pub name: Name,
+    pub(super) name: Name,
     /// Lower case, without a final dot.
-    pub text: String,
-    pub record_type: RecordType,
-    pub class: DNSClass,
-    pub edns: Option<ClientEdns>,
+    pub(super) text: String,
+    pub(super) record_type: RecordType,
+    pub(super) class: DNSClass,
+    pub(super) edns: Option<ClientEdns>,
     /// Largest answer.
-    pub limit: usize,
+    pub(super) limit: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

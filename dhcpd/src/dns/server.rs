@@ -35,13 +35,17 @@ type Outcome = Option<Rc<Reply>>;
 
 /// What to do with a message.
 #[derive(Debug)]
-pub(super) enum Decision {
+pub enum Decision {
+    /// Send this answer.
     Reply(Vec<u8>),
+    /// Nobody here knows: ask an upstream server.
     Forward(Box<Query>),
     Drop,
 }
 
-pub(super) struct Server {
+/// The server of one network: what it knows, and what is under way.
+#[derive(Debug)]
+pub struct Server {
     config: RefCell<Arc<Config>>,
     names: Arc<Names>,
     pub(super) counters: Arc<Counters>,
@@ -52,14 +56,15 @@ pub(super) struct Server {
 }
 
 /// Queries that wait for an upstream server.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Waiting {
     total: usize,
     by_client: HashMap<IpAddr, usize>,
 }
 
 impl Server {
-    pub(super) fn new(config: Arc<Config>, names: Arc<Names>, counters: Arc<Counters>) -> Self {
+    #[must_use]
+    pub fn new(config: Arc<Config>, names: Arc<Names>, counters: Arc<Counters>) -> Self {
         Self {
             config: RefCell::new(config),
             names,
@@ -81,8 +86,8 @@ impl Server {
         }
     }
 
-    /// Decides on one message of a client.
-    pub(super) fn decide(&self, bytes: &[u8], client: IpAddr, tcp: bool) -> Decision {
+    /// Decides on one message of a client, which came over TCP or over UDP. Does no I/O.
+    pub fn decide(&self, bytes: &[u8], client: IpAddr, tcp: bool) -> Decision {
         self.counters.query();
         if !self.may_ask(client) {
             self.counters.count_drop(DropReason::Client);

@@ -19,8 +19,7 @@ mod table;
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{PoisonError, TryLockError};
 use std::time::Duration;
 
 use wire::{MacAddr, Vid};
@@ -29,6 +28,8 @@ pub(crate) use self::key::Key;
 use self::owners::Owners;
 use self::table::{Slot, Table, Word};
 use crate::port::MAX_PORTS;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 use crate::{PortIndex, Seconds};
 
 /// See the module's documentation.

@@ -27,8 +27,9 @@ const BATCH: usize = 16;
 /// Addresses in one table of MAC_TABLE_SET; Linux overflows to "all" far below.
 const MAX_ADDRESSES: u32 = 4096;
 
+/// One guest's control queue.
 #[derive(Debug)]
-pub(super) struct ControlQueue {
+pub struct ControlQueue {
     pub(super) ring: Ring,
     pub(super) memory: Arc<GuestMemory>,
     pub(super) log: Option<Arc<DirtyLog>>,
@@ -36,12 +37,13 @@ pub(super) struct ControlQueue {
     pub(super) kick: Option<Arc<OwnedFd>>,
     chains: ChainBuf,
     max_pairs: u16,
-    /// What the driver has chosen; one to begin with (virtio 1.3 §5.1.6.5.6).
     pub(super) pairs: u16,
 }
 
 impl ControlQueue {
-    pub(super) fn new(ring: Ring, memory: Arc<GuestMemory>, max_pairs: u16) -> Self {
+    /// For a device with `max_pairs` pairs of rings. Nothing is signalled and nothing waited for yet.
+    #[must_use]
+    pub fn new(ring: Ring, memory: Arc<GuestMemory>, max_pairs: u16) -> Self {
         let chains = ChainBuf::new();
         Self { ring, memory, log: None, call: None, kick: None, chains, max_pairs, pairs: 1 }
     }
@@ -50,8 +52,17 @@ impl ControlQueue {
         self.max_pairs.max(1)
     }
 
+    /// Pairs that the driver has chosen to use; one to begin with (virtio 1.3 §5.1.6.5.6).
+    #[must_use]
+    pub fn pairs(&self) -> u16 {
+        self.pairs
+    }
+
     /// Answers what is there, then asks for a kick. True when there is more, which must be asked for again.
-    pub(super) fn serve(&mut self) -> Result<bool, RingError> {
+    ///
+    /// # Errors
+    /// The ring is broken and must be taken out of service.
+    pub fn serve(&mut self) -> Result<bool, RingError> {
         let limit = Limit { chains: BATCH, bytes: u64::MAX };
         let Self { ring, memory, log, chains, max_pairs, pairs, .. } = self;
         let taken = ring.gather(memory, Direction::Both, limit, chains)?;

@@ -15,7 +15,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
-use crate::epoch::WakeFd;
+use crate::wake::WakeFd;
 
 /// Between a first attempt that failed and the second.
 pub(super) const FIRST: Duration = Duration::from_millis(50);

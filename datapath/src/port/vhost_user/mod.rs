@@ -17,10 +17,12 @@ mod dialer;
 mod handover;
 mod logging;
 mod origin;
+mod quarantine;
 pub(crate) mod queue;
 pub(crate) mod thread;
 
 pub(crate) use config_space::offer;
+pub use control_queue::ControlQueue;
 pub(crate) use queue::VhostPort;
 
 /// Queue pairs that a port can offer.

@@ -1,13 +1,14 @@
 //! A guest's rings where workers find them.
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use virtio_ring::{DirtyLog, GuestMemory, Ring};
 use wire::MacAddr;
 
 pub(crate) use super::call::Call;
+use super::quarantine::Quarantine;
 use crate::offload::OffloadSet;
 
 /// A ring in use, with everything that a burst needs of it.
@@ -76,8 +77,7 @@ pub(crate) struct VhostPort {
     tx_setup: Mutex<Vec<TxSetup>>,
     /// A guest that the workers have to announce: its address, above that a one. 0 when there is none.
     announcement: AtomicU64,
-    quarantined: AtomicBool,
-    fault: Mutex<Option<String>>,
+    quarantine: Quarantine,
 }
 
 impl VhostPort {
@@ -89,8 +89,7 @@ impl VhostPort {
             rx_active: AtomicU16::new(0),
             tx_setup: Mutex::default(),
             announcement: AtomicU64::new(0),
-            quarantined: AtomicBool::new(false),
-            fault: Mutex::default(),
+            quarantine: Quarantine::default(),
         }
     }
 
@@ -145,24 +144,21 @@ impl VhostPort {
     /// A worker found a fault that takes the port out of service. True the first time; the vhost-user thread must be told.
     #[cold]
     pub(crate) fn quarantine(&self, reason: String) -> bool {
-        let mut fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
-        fault.get_or_insert(reason);
-        !self.quarantined.swap(true, Ordering::Relaxed)
+        self.quarantine.begin(reason)
     }
 
     #[inline(always)]
     pub(crate) fn is_quarantined(&self) -> bool {
-        self.quarantined.load(Ordering::Relaxed)
+        self.quarantine.is_on()
     }
 
     pub(crate) fn fault(&self) -> Option<String> {
-        self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.quarantine.reason()
     }
 
     /// The guest starts anew.
     pub(crate) fn release(&self) {
-        *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.quarantined.store(false, Ordering::Relaxed);
+        self.quarantine.end();
     }
 }
 
