@@ -5,6 +5,8 @@
 //! RFC 9457 problem details ([`Problem`]); `GET /v1/events` is a server-sent event stream of
 //! [`Event`].
 
+#![forbid(unsafe_code)]
+
 pub mod client;
 mod event;
 mod instance;

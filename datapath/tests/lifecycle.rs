@@ -124,11 +124,14 @@ fn memory_is_replaced_under_traffic_without_losing_a_frame() {
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = Arc::clone(&stop);
     // A second card's thread sends without pause; the first changes its memory table between receiving.
+    let (datapath, ports) = (bench.datapath.clone(), [bench.id(0), bench.id(1)]);
     let sender = std::thread::spawn(move || {
         let mut seed = 0;
         while !stopped.load(Ordering::Relaxed) {
             b.send(&frame(mac(0), b.mac, 300, seed));
-            let (_, got) = b.recv().unwrap_or_else(|| panic!("echo {seed} is lost"));
+            let (_, got) = b.recv().unwrap_or_else(|| {
+                panic!("echo {seed} is lost: {:?}", ports.map(|port| datapath.port_stats(port)))
+            });
             assert_eq!(got, frame(b.mac, mac(0), 300, seed));
             seed += 1;
         }

@@ -1,11 +1,10 @@
 //! The few system calls that no crate of ours wraps.
 
-use std::ffi::CString;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice, socket_with};
 
 /// Index of a network interface in the calling thread's namespace.
 pub(crate) fn interface_index(name: &str) -> Option<u32> {
-    let name = CString::new(name).ok()?;
-    // SAFETY: `name` is a NUL-terminated string that lives through the call.
-    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
-    (index != 0).then_some(index)
+    let any =
+        socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None).ok()?;
+    netdevice::name_to_index(any, name).ok()
 }

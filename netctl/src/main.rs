@@ -10,6 +10,8 @@
 //! - `commands` has a file per group of verbs: each asks the API and renders the answer;
 //! - `output` and `table` know how text, JSON and virsh's tables look; `failure` how errors do.
 
+#![forbid(unsafe_code)]
+
 mod cli;
 mod commands;
 mod complete;

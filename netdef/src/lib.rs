@@ -4,6 +4,8 @@
 //! and for what is stored. No I/O, no clock, no randomness: a missing UUID, MAC or bridge name
 //! stays missing until the daemon fills it in.
 
+#![forbid(unsafe_code)]
+
 mod error;
 pub mod model;
 mod position;

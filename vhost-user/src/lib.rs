@@ -22,6 +22,9 @@
 //!
 //! Source: the vhost-user protocol specification of the QEMU project; virtio 1.3 for features.
 
+#![forbid(unsafe_code)]
+
+mod descriptor;
 mod device;
 mod error;
 pub mod features;
@@ -33,6 +36,7 @@ mod session;
 pub mod socket;
 mod table;
 
+pub use descriptor::Foreign;
 pub use device::{Device, Log, Region, Vring, VringAddr};
 pub use error::{ProtocolError, Refusal};
 pub use handover::{Handover, ImportError};

@@ -10,6 +10,7 @@ use rustix::net::{
 };
 use thiserror::Error;
 
+use crate::descriptor::{self, Foreign};
 use crate::error::ProtocolError;
 use crate::message::{MAX_FDS, MAX_PAYLOAD};
 use crate::session::Session;
@@ -22,6 +23,10 @@ pub enum Error {
     Protocol(#[from] ProtocolError),
     #[error("socket: {0}")]
     Io(#[from] io::Error),
+    #[error(
+        "a file descriptor for {}: only memory files (memfd, tmpfs, hugetlbfs), eventfds, pipes and Unix sockets are accepted", .0.what
+    )]
+    Descriptor(Foreign),
 }
 
 /// What one read found.
@@ -40,7 +45,8 @@ pub enum Read {
 /// Reads once, just what the session wants.
 ///
 /// # Errors
-/// When the connection is over: bad input, a hang-up within a message, or a socket error.
+/// When the connection is over: bad input, a hang-up within a message, or a socket error. With [`Error::Descriptor`] comes
+/// what must be closed where nobody waits.
 pub fn read(stream: impl AsFd, session: &mut Session) -> Result<Read, Error> {
     let wanted = session.wanted().min(MAX_PAYLOAD);
     if wanted == 0 {
@@ -63,7 +69,7 @@ pub fn read(stream: impl AsFd, session: &mut Session) -> Result<Read, Error> {
         RecvAncillaryMessage::ScmRights(fds) => Some(fds),
         _ => None,
     });
-    let fds: Vec<_> = fds.flatten().collect();
+    let fds = descriptor::check(fds.flatten().collect()).map_err(Error::Descriptor)?;
     if received.flags.contains(ReturnFlags::CTRUNC) {
         return Err(ProtocolError::FdsTruncated.into());
     }

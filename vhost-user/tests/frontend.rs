@@ -70,6 +70,10 @@ fn connect() -> (Frontend, JoinHandle<Seen>) {
     (Frontend::from_stream(theirs, 4), thread)
 }
 
+fn memfd() -> File {
+    rustix::fs::memfd_create("memory", rustix::fs::MemfdFlags::CLOEXEC).unwrap().into()
+}
+
 fn region(file: &File, guest: u64, user: u64, offset: u64) -> VhostUserMemoryRegionInfo {
     VhostUserMemoryRegionInfo {
         guest_phys_addr: guest,
@@ -98,7 +102,7 @@ fn a_device_is_set_up_and_stopped() {
     assert_eq!(frontend.get_queue_num().unwrap(), 4);
     assert_eq!(frontend.get_max_mem_slots().unwrap(), 64);
 
-    let memory: File = tempfile::tempfile().unwrap();
+    let memory = memfd();
     let user = 0x7f00_0000_0000;
     frontend.set_mem_table(&[region(&memory, 0, user, 0)]).unwrap();
     frontend.add_mem_region(&region(&memory, 1 << 20, user + (1 << 20), 1 << 20)).unwrap();
@@ -151,7 +155,7 @@ fn a_device_is_set_up_and_stopped() {
 fn dirty_logging_goes_on_and_off() {
     let (mut frontend, thread) = connect();
     negotiate(&mut frontend);
-    let file: File = tempfile::tempfile().unwrap();
+    let file: File = memfd();
     frontend.set_mem_table(&[region(&file, 0, 0x7f00_0000_0000, 0)]).unwrap();
     let log = VhostUserDirtyLogRegion {
         mmap_size: 4096,
@@ -198,7 +202,7 @@ fn refusals_reach_the_frontend() {
     negotiate(&mut frontend);
     assert!(frontend.set_vring_num(0, 300).is_err(), "not a power of two");
     assert!(frontend.set_features(FEATURES | virtio::F_RING_PACKED).is_err(), "not offered");
-    let memory = tempfile::tempfile().unwrap();
+    let memory = memfd();
     let overlapping = [region(&memory, 0, 0x1000_0000, 0), region(&memory, 4096, 0x2000_0000, 0)];
     assert!(frontend.set_mem_table(&overlapping).is_err());
     frontend.set_log_fd(memory.as_raw_fd()).unwrap();

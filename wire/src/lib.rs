@@ -4,6 +4,8 @@
 //! a `…View` is a borrowed packet whose lengths were checked once by `new_checked`, so that its accessors cannot
 //! fail; builders write into a caller's buffer and say how much they wrote. Nothing here panics on input, keeps state,
 //! or knows where a frame came from.
+
+#![forbid(unsafe_code)]
 #![no_std]
 
 pub mod arp;

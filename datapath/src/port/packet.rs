@@ -7,8 +7,9 @@
 
 use std::io;
 use std::mem::{self, MaybeUninit};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use wire::{VirtioNetHdr, ethernet, vlan};
 use zerocopy::IntoBytes;
 
@@ -30,16 +31,10 @@ const RECEIVE_BUFFER: libc::c_int = 8 << 20;
 /// The kernel's: `ENODEV` for an index that no interface has, `EPERM` without CAP_NET_RAW.
 pub fn open_packet(ifindex: u32) -> io::Result<OwnedFd> {
     let ifindex = libc::c_int::try_from(ifindex).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let kind = libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     // Protocol 0 receives nothing until the socket is bound, so that no frame comes in before the options are set, or
     // from another interface.
-    // SAFETY: no memory is passed.
-    let fd = unsafe { libc::socket(libc::AF_PACKET, kind, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor is new and nobody else's.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let fd = socket_with(AddressFamily::PACKET, SocketType::RAW, flags, None)?;
     for option in [libc::PACKET_VNET_HDR, libc::PACKET_AUXDATA, libc::PACKET_IGNORE_OUTGOING] {
         set_option(&fd, libc::SOL_PACKET, option, &1 as &libc::c_int)?;
     }

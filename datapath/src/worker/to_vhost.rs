@@ -49,7 +49,9 @@ impl std::fmt::Display for Fault {
         match self {
             Self::Ring(error) => write!(f, "{error}"),
             Self::Chain(error) => write!(f, "a receive buffer is unusable: {error}"),
-            Self::Memory => f.write_str("the file behind the guest's memory was cut short"),
+            Self::Memory => f.write_str(
+                "the file behind the guest's memory was cut short, or has no pages left",
+            ),
             Self::Log => f.write_str("the file behind the dirty log was cut short"),
         }
     }

@@ -175,28 +175,31 @@ impl Raw {
 pub enum Side {
     Rx,
     Tx,
+    /// The control queue, behind the only pair.
+    Control,
 }
 
-/// A device whose memory and rings are written by hand. Both rings have [`Attacker::RING`] descriptors.
+/// A device whose memory and rings are written by hand. All rings have [`Attacker::RING`] descriptors.
 #[derive(Debug)]
 pub struct Attacker {
     pub raw: Raw,
     pub memory: Arc<Memory>,
-    kicks: [OwnedFd; 2],
-    calls: [OwnedFd; 2],
-    layouts: [RingLayout; 2],
+    kicks: [OwnedFd; 3],
+    calls: [OwnedFd; 3],
+    layouts: [RingLayout; 3],
 }
 
 impl Attacker {
     pub const RING: u16 = 256;
     /// Offset of the first byte after the rings: room for buffers.
-    pub const BUFFERS: usize = 2 * RING_BYTES;
+    pub const BUFFERS: usize = 3 * RING_BYTES;
     /// Bytes of memory, all told.
     pub const MEMORY: usize = 4 << 20;
     pub const FEATURES: u64 = virtio::F_VERSION_1
         | virtio::F_PROTOCOL_FEATURES
         | virtio::F_INDIRECT_DESC
-        | virtio::NET_F_MRG_RXBUF;
+        | virtio::NET_F_MRG_RXBUF
+        | virtio::NET_F_CTRL_VQ;
 
     /// Connects and negotiates; memory and rings are still to come.
     ///
@@ -207,9 +210,9 @@ impl Attacker {
         raw.negotiate(Attacker::FEATURES)?;
         let memory = Arc::new(Memory::new(Attacker::MEMORY)?);
         let event = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-        let layouts =
-            [RingLayout::at(0, Attacker::RING), RingLayout::at(RING_BYTES, Attacker::RING)];
-        let (kicks, calls) = ([event()?, event()?], [event()?, event()?]);
+        let layouts = [0, 1, 2].map(|ring| RingLayout::at(ring * RING_BYTES, Attacker::RING));
+        let kicks = [event()?, event()?, event()?];
+        let calls = [event()?, event()?, event()?];
         Ok(Attacker { raw, memory, kicks, calls, layouts })
     }
 

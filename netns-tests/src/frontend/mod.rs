@@ -20,4 +20,4 @@ mod ring;
 pub use memory::{GUEST_BASE, Memory};
 pub use nic::{Nic, Options, Received};
 pub use probe::{Probe, Report};
-pub use ring::{Piece, Ring, RingLayout};
+pub use ring::{Gauge, Piece, Ring, RingLayout};

@@ -18,7 +18,7 @@ use wire::virtio_net::{HDR_LEN, VirtioNetHdr};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::memory::{GUEST_BASE, Memory};
-use super::ring::{Piece, RING_BYTES, Ring, RingLayout};
+use super::ring::{Gauge, Piece, RING_BYTES, Ring, RingLayout};
 
 /// Longest answer of a backend that works.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -263,6 +263,18 @@ impl Nic {
                 Ok(true)
             }
         }
+    }
+
+    /// Fewest buffers that the backend had left in the receiving ring of a pair.
+    #[must_use]
+    pub fn rx_fewest_free(&self, pair: usize) -> u16 {
+        self.queues[pair * 2].ring.fewest_open()
+    }
+
+    /// How full the receiving ring of a pair is, for another thread than the receiver's.
+    #[must_use]
+    pub fn rx_gauge(&self, pair: usize) -> Gauge {
+        self.queues[pair * 2].ring.gauge()
     }
 
     /// Frames to send that the backend has not given back yet, on all pairs.

@@ -1,4 +1,9 @@
 //! A steady stream of numbered frames from one frontend to another, to see whether anything is lost.
+//!
+//! A receiver that the kernel does not let run fills its ring and then loses frames by itself, which says nothing of the
+//! switch. So the sender looks at the receiver's ring and waits while less than half of its buffers are free: the stream
+//! then is late, and every frame that is lost nevertheless was lost by the switch, or because others filled the ring. The two
+//! are told apart by [`Report::fewest_free`]: a full ring stays full until the receiver looks, and it always counts first.
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
@@ -12,6 +17,7 @@ use wire::virtio_net::VirtioNetHdr;
 
 use super::nic::Nic;
 use super::placement::real_time;
+use super::ring::Gauge;
 
 /// Experimental Ethertype (IEEE 802, local experiments), ours alone in the lab.
 const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
@@ -28,7 +34,7 @@ pub struct Probe {
     stopped: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,
     seen: Arc<AtomicU64>,
-    sender: JoinHandle<anyhow::Result<Nic>>,
+    sender: JoinHandle<anyhow::Result<(Nic, Duration)>>,
     receiver: JoinHandle<anyhow::Result<(Nic, Arrivals)>>,
 }
 
@@ -43,8 +49,12 @@ pub struct Report {
     pub reordered: u64,
     /// Longest way of a frame.
     pub slowest: Duration,
-    /// Longest time for which the receiver did not look: what it lost then is not the switch's doing.
+    /// Longest time for which the receiver did not look.
     pub blind: Duration,
+    /// Fewest buffers that it found free in its ring. Above 0 there was room for every frame.
+    pub fewest_free: u16,
+    /// Longest time for which the sender waited for a receiver that did not run.
+    pub held_back: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -59,8 +69,8 @@ struct Arrivals {
 
 impl Probe {
     /// Starts sending `rate` frames per second from `from` to `to`, once the switch has learned
-    /// where `to` is. Both threads go before others of this machine, because a receiver that does not
-    /// run loses frames by itself; its ring should hold those of a second.
+    /// where `to` is. Both threads go before others of this machine; see the module's documentation for what
+    /// happens when they do not get to run all the same.
     ///
     /// # Errors
     /// When a first frame in each direction does not arrive.
@@ -79,6 +89,7 @@ impl Probe {
         let sent = Arc::new(AtomicU64::new(0));
         let seen = Arc::new(AtomicU64::new(0));
         let target = (from.mac(), to.mac());
+        let gauge = to.rx_gauge(0);
         let sender = std::thread::spawn({
             let (stop, sent) = (Arc::clone(&stop), Arc::clone(&sent));
             move || {
@@ -86,7 +97,9 @@ impl Probe {
                 let step = Duration::from_secs(1) / rate;
                 let mut due = Instant::now();
                 let mut number = 0;
+                let mut held_back = Duration::ZERO;
                 while !stop.load(Ordering::Relaxed) {
+                    held_back = held_back.max(hold_back(&gauge, &stop));
                     let frame = build(target.0, target.1, number, epoch);
                     from.send_on(0, VirtioNetHdr::default(), &frame, Instant::now() + GRACE)?;
                     number += 1;
@@ -95,7 +108,7 @@ impl Probe {
                     // A machine that is busy elsewhere makes the stream late, not shorter.
                     std::thread::sleep(due.saturating_duration_since(Instant::now()));
                 }
-                Ok(from)
+                Ok((from, held_back))
             }
         });
         let receiver = std::thread::spawn({
@@ -154,7 +167,7 @@ impl Probe {
         let from = self.sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         self.stopped.store(true, Ordering::Release);
         let to = self.receiver.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        let from = from.context("the probe's sender")?;
+        let (from, held_back) = from.context("the probe's sender")?;
         let (to, arrivals) = to.context("the probe's receiver")?;
         let sent = self.sent.load(Ordering::Acquire);
         let lost = (0..sent).filter(|number| !arrivals.numbers.contains(number)).collect();
@@ -166,6 +179,8 @@ impl Probe {
             reordered: arrivals.reordered,
             slowest: arrivals.slowest,
             blind: arrivals.blind,
+            fewest_free: to.rx_fewest_free(0),
+            held_back,
         };
         Ok((report, from, to))
     }
@@ -197,6 +212,15 @@ impl Arrivals {
         self.highest = self.highest.max(Some(number));
         self.slowest = self.slowest.max(way);
     }
+}
+
+/// Waits while the receiver is far behind; returns for how long.
+fn hold_back(gauge: &Gauge, stop: &AtomicBool) -> Duration {
+    let start = Instant::now();
+    while gauge.open() < gauge.size() / 2 && !stop.load(Ordering::Relaxed) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    start.elapsed()
 }
 
 fn frame(from: &Nic, to: &Nic, number: u64, epoch: Instant) -> Vec<u8> {

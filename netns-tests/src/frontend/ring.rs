@@ -46,6 +46,28 @@ impl RingLayout {
     }
 }
 
+/// Tells anybody how full a ring is.
+#[derive(Clone, Debug)]
+pub struct Gauge {
+    memory: Arc<Memory>,
+    layout: RingLayout,
+}
+
+impl Gauge {
+    /// Chains that the device has not used: of a receiving ring, buffers that it can still fill.
+    #[must_use]
+    pub fn open(&self) -> u16 {
+        let avail = self.memory.load_u16(self.layout.avail + 2);
+        avail.wrapping_sub(self.memory.load_u16(self.layout.used + 2))
+    }
+
+    /// Descriptors of the ring.
+    #[must_use]
+    pub fn size(&self) -> u16 {
+        self.layout.num
+    }
+}
+
 /// One stretch of guest memory in a chain.
 #[derive(Clone, Copy, Debug)]
 pub struct Piece {
@@ -67,6 +89,7 @@ pub struct Ring {
     chains: Vec<Option<(Vec<u16>, usize, usize)>>,
     avail: u16,
     used: u16,
+    fewest_open: u16,
 }
 
 impl Ring {
@@ -80,6 +103,7 @@ impl Ring {
             chains: vec![None; usize::from(layout.num)],
             avail: 0,
             used: 0,
+            fewest_open: layout.num,
         };
         ring.set_interrupts(false);
         ring
@@ -88,6 +112,19 @@ impl Ring {
     #[must_use]
     pub fn layout(&self) -> RingLayout {
         self.layout
+    }
+
+    /// Fewest chains that the device had left when [`Ring::pop`] looked. A device that has run out stays so until then,
+    /// so 0 is never missed.
+    #[must_use]
+    pub fn fewest_open(&self) -> u16 {
+        self.fewest_open
+    }
+
+    /// For others to see how full the ring is.
+    #[must_use]
+    pub fn gauge(&self) -> Gauge {
+        Gauge { memory: Arc::clone(&self.memory), layout: self.layout }
     }
 
     /// Chains that the device has not given back.
@@ -153,6 +190,7 @@ impl Ring {
             "the device gave back {ready} chains of {}",
             self.in_flight()
         );
+        self.fewest_open = self.fewest_open.min(self.in_flight() - ready);
         let entry = self.layout.used + 4 + usize::from(self.used % self.layout.num) * 8;
         let head = self.memory.load_u32(entry) as usize;
         let len = self.memory.load_u32(entry + 4) as usize;

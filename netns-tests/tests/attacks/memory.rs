@@ -57,15 +57,13 @@ fn memory_tables_that_lie() -> anyhow::Result<()> {
     let writable = memfd(MIB)?;
     let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&writable));
     let read_only = rustix::fs::open(path, OFlags::RDONLY, rustix::fs::Mode::empty())?;
-    for (name, fd) in [
-        ("a file on disk", OwnedFd::from(disk)),
-        ("a device as memory", zero.into()),
-        ("a pipe as memory", pipe),
-        ("memory that cannot be written", read_only),
+    for (name, fd, said) in [
+        ("a file on disk", OwnedFd::from(disk), "only memory files"),
+        ("a device as memory", zero.into(), "only memory files"),
+        ("a pipe as memory", pipe, "region"),
+        ("memory that cannot be written", read_only, "region"),
     ] {
-        scene.attack(name, Trace::Reason("region"), |_, socket| {
-            send_table(socket, &[good], &[fd])
-        })?;
+        scene.attack(name, Trace::Reason(said), |_, socket| send_table(socket, &[good], &[fd]))?;
     }
     scene.finish()
 }

@@ -108,6 +108,7 @@ fn half_a_message() -> anyhow::Result<()> {
         let raw = Raw::connect(socket)?;
         raw.send_bytes(&words([2_u32, 1, 8])[..7], &[])?;
         anyhow::ensure!(scene.info()?.name == "evil", "the API answers meanwhile");
+        scene.newcomer()?;
         Ok(raw)
     })?;
     scene.finish()

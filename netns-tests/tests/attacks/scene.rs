@@ -18,6 +18,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 
 pub(crate) const FRIEND: MacAddr = MacAddr([2, 0, 0, 0, 0, 3]);
 pub(crate) const EVIL: MacAddr = MacAddr([2, 0, 0, 0, 0, 4]);
+const SPARE: MacAddr = MacAddr([2, 0, 0, 0, 0, 5]);
 
 /// What an attack must leave at the attacker's port.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +37,7 @@ pub(crate) struct Scene {
     pub(crate) friend: Nic,
     probe: Probe,
     evil: PathBuf,
+    spare: PathBuf,
     /// Probe numbers that were under way during each attack.
     attacks: Vec<(String, Range<u64>)>,
     descriptors: usize,
@@ -65,11 +67,13 @@ impl Scene {
         let (first, second) = (nic("first", 1)?, nic("second", 2)?);
         let friend = nic("friend", 3)?;
         let evil = socket("evil")?;
+        let spare = socket("spare")?;
         let probe = Probe::start(first, second, RATE)?;
         let mut scene = Scene {
             friend,
             probe,
             evil,
+            spare,
             attacks: Vec::new(),
             descriptors: 0,
             daemon,
@@ -149,8 +153,9 @@ impl Scene {
         let lost: Vec<_> =
             report.lost_ranges().into_iter().map(|range| (blame(*range.start()), range)).collect();
         println!(
-            "the probe: {} frames, slowest {:?}, receiver blind for {:?}",
-            report.sent, report.slowest, report.blind
+            "the probe: {} frames, slowest {:?}, receiver blind for {:?} and never fewer than {} buffers free, \
+             sender held back for {:?}",
+            report.sent, report.slowest, report.blind, report.fewest_free, report.held_back
         );
         let drops: [PortStats; 2] = [
             self.daemon.json(&["port-stats", "first"])?,
@@ -158,9 +163,14 @@ impl Scene {
         ];
         ensure!(
             lost.is_empty(),
-            "{} of {} frames lost: {lost:?}\nthe probe's ports: {drops:?}",
+            "{} of {} frames lost, by {}: {lost:?}\nthe probe's ports: {drops:?}",
             report.lost.len(),
-            report.sent
+            report.sent,
+            if report.fewest_free > 0 {
+                "the switch, for the receiver's ring was never full"
+            } else {
+                "a receiver whose ring was full with what others sent"
+            }
         );
         ensure!(report.duplicates == 0 && report.reordered == 0, "{report:?}");
         ensure!(report.sent > 0);
@@ -189,6 +199,27 @@ impl Scene {
             }
         }
         Ok(frames)
+    }
+
+    /// Another guest comes and goes on a port of its own: who serves frontends does not wait for the attacker.
+    pub(crate) fn newcomer(&mut self) -> anyhow::Result<()> {
+        let mut nic = Nic::connect(&self.spare, Options::new(SPARE)).context("a newcomer")?;
+        nic.send(&frame(FRIEND, SPARE, 302), Instant::now() + LIMIT)?;
+        let deadline = Instant::now() + LIMIT;
+        while let Some(received) = self.friend.receive(deadline)? {
+            if received.frame.len() == 302 && received.frame.get(6..12) == Some(&SPARE.0) {
+                return Ok(());
+            }
+        }
+        anyhow::bail!("no frame of a newcomer on another port arrived during the attack")
+    }
+
+    /// Waits until the attacked port says this.
+    pub(crate) fn said(&self, text: &str) -> anyhow::Result<()> {
+        wait::until(&format!("the reason {text:?}"), LIMIT, || {
+            self.info().is_ok_and(|info| info.reason.is_some_and(|said| said.contains(text)))
+        })
+        .with_context(|| format!("the port shows {:?}", self.info()))
     }
 
     /// Makes room for the friend without waiting.

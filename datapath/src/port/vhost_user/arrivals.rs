@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
 use tracing::{debug, info, warn};
+use vhost_user::socket;
 
 use super::connection::{Connection, End};
 use super::origin::Origin;
@@ -122,9 +123,9 @@ impl Thread {
         self.drive(key);
     }
 
-    pub(super) fn hang_up(&mut self, key: u64, end: &End) {
+    pub(super) fn hang_up(&mut self, key: u64, end: End) {
         let Some(endpoint) = self.endpoints.get_mut(&key) else { return };
-        let Some(connection) = endpoint.connection.take() else { return };
+        let Some(mut connection) = endpoint.connection.take() else { return };
         let _ = epoll::delete(&self.epoll, &connection.stream);
         // The peer learns it at once, even while a worker holds a ring.
         let _ = connection.stream.shutdown(std::net::Shutdown::Both);
@@ -134,7 +135,11 @@ impl Thread {
         endpoint.soon = false;
         endpoint.origin.ended(connection.was_up);
         let idle = endpoint.origin.idle();
-        let (state, reason) = match end {
+        if matches!(end, End::Socket(socket::Error::Descriptor(_))) {
+            // Worse than what was refused before.
+            connection.refusal = Some(end.to_string());
+        }
+        let (state, reason) = match &end {
             End::Closed => {
                 debug!(port = endpoint.name, "the frontend disconnected");
                 // Whoever listens is told nothing else; who waits for the VMM wants to know why.
@@ -150,6 +155,9 @@ impl Thread {
                 (idle, Some(refusal.unwrap_or_else(|| end.to_string())))
             }
         };
+        if let End::Socket(socket::Error::Descriptor(foreign)) = end {
+            connection.dispose(foreign);
+        }
         endpoint.leaving = Some(connection);
         self.status.set(endpoint.id, state, reason);
         self.leave(key);
@@ -163,7 +171,7 @@ impl Thread {
         if connection.device.take_changed() {
             self.shared.epochs.advance();
         }
-        if gone.is_err() {
+        if gone.is_err() || connection.is_closing() {
             endpoint.leaving = Some(connection);
             return;
         }
@@ -179,7 +187,7 @@ impl Thread {
                 let reason = "the VMM has not said anything yet: it may have another backend";
                 self.status.set(endpoint.id, PortState::Connecting, Some(reason.to_owned()));
             }
-            Origin::Hub if silent > SILENCE => self.hang_up(key, &End::Silent(SILENCE)),
+            Origin::Hub if silent > SILENCE => self.hang_up(key, End::Silent(SILENCE)),
             Origin::Listener { .. } | Origin::Hub => {}
         }
     }

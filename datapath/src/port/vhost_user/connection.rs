@@ -2,11 +2,12 @@
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tracing::{debug, info};
 use vhost_user::socket::{self, Read};
-use vhost_user::{Action, Offer, Session};
+use vhost_user::{Action, Foreign, Offer, Session};
 
 use super::device::{Busy, DeviceState};
 use super::queue::VhostPort;
@@ -29,7 +30,7 @@ pub(super) enum End {
     Unread,
     #[error("nothing was said for {} s", .0.as_secs())]
     Silent(Duration),
-    #[error("the file behind the guest's memory was cut short")]
+    #[error("the file behind the guest's memory was cut short, or has no pages left")]
     Memory,
     #[error("the file behind the dirty log was cut short")]
     Log,
@@ -60,6 +61,8 @@ pub(super) struct Connection {
     pub(super) refusal: Option<String>,
     /// Quarantined by a worker: the rings are still to be taken away.
     breaking: bool,
+    /// Closes what must not be held; see [`Connection::dispose`].
+    closing: Option<JoinHandle<()>>,
 }
 
 impl Connection {
@@ -80,6 +83,7 @@ impl Connection {
             unread: None,
             refusal: None,
             breaking: false,
+            closing: None,
         }
     }
 
@@ -102,6 +106,7 @@ impl Connection {
             unread: None,
             refusal,
             breaking: false,
+            closing: None,
         }
     }
 
@@ -114,6 +119,19 @@ impl Connection {
     /// The port was quarantined.
     pub(super) fn break_off(&mut self) {
         self.breaking = true;
+    }
+
+    /// Closes descriptors that a frontend must not send, in a thread of their own: their owner may hold whoever does. There
+    /// is one such thread for a port, because the port takes no further connection until it has ended.
+    pub(super) fn dispose(&mut self, foreign: Foreign) {
+        let close = std::thread::Builder::new().name("close".to_owned());
+        // Without a thread they were closed with the closure.
+        self.closing = close.spawn(move || drop(foreign)).ok();
+    }
+
+    /// Descriptors of the connection are still being closed.
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.as_ref().is_some_and(|thread| !thread.is_finished())
     }
 
     /// The socket must be watched for room to write.

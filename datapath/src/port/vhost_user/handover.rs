@@ -50,7 +50,7 @@ impl Thread {
         let Some(endpoint) = self.endpoints.get_mut(&key) else { return };
         let Some(connection) = &mut endpoint.connection else { return };
         if let Err(end) = connection.settle(&endpoint.name) {
-            self.hang_up(key, &end);
+            self.hang_up(key, end);
         }
     }
 
@@ -109,7 +109,7 @@ impl Thread {
         let data = epoll::EventData::new_u64(key << 2 | CONNECTION);
         let watched = epoll::add(&self.epoll, &connection.stream, data, epoll::EventFlags::IN);
         if let Err(error) = watched {
-            self.hang_up(key, &End::Socket(io::Error::from(error).into()));
+            self.hang_up(key, End::Socket(io::Error::from(error).into()));
             return;
         }
         connection.device.signal_all();

@@ -154,7 +154,8 @@ impl Thread {
         let mut ticks = 0;
         while !self.shared.stopped() {
             let now = Instant::now();
-            let soon = self.endpoints.values().any(|e| e.soon || e.leaving.is_some());
+            let leaves = |e: &Endpoint| e.leaving.as_ref().is_some_and(|old| !old.is_closing());
+            let soon = self.endpoints.values().any(|e| e.soon || leaves(e));
             let timeout = if soon { SOON } else { next_tick.saturating_duration_since(now) };
             let timeout = Timespec::try_from(timeout).ok();
             events.clear();
@@ -281,7 +282,7 @@ impl Thread {
                 self.watch_control(key);
                 self.show(key);
             }
-            Err(end) => self.hang_up(key, &end),
+            Err(end) => self.hang_up(key, end),
         }
     }
 
