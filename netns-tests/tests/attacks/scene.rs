@@ -214,14 +214,6 @@ impl Scene {
         anyhow::bail!("no frame of a newcomer on another port arrived during the attack")
     }
 
-    /// Waits until the attacked port says this.
-    pub(crate) fn said(&self, text: &str) -> anyhow::Result<()> {
-        wait::until(&format!("the reason {text:?}"), LIMIT, || {
-            self.info().is_ok_and(|info| info.reason.is_some_and(|said| said.contains(text)))
-        })
-        .with_context(|| format!("the port shows {:?}", self.info()))
-    }
-
     /// Makes room for the friend without waiting.
     pub(crate) fn harvest_now(&mut self) -> anyhow::Result<()> {
         while self.friend.try_receive()?.is_some() {}
