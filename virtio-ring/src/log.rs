@@ -52,6 +52,8 @@ impl DirtyLog {
     }
 
     /// Notes a write of `len` bytes to slices of `memory`, from the first on.
+    #[cold]
+    #[inline(never)]
     pub fn mark_slices(&self, memory: &GuestMemory, slices: &[GuestSlice<'_>], mut len: usize) {
         for slice in slices {
             let part = slice.first(len);
@@ -81,7 +83,9 @@ impl PartLog {
         Self { log: Arc::clone(log), start }
     }
 
-    /// Notes a write of `len` bytes at `offset` of the part.
+    /// Notes a write of `len` bytes at `offset` of the part. Out of line: the rings' code is as without it.
+    #[cold]
+    #[inline(never)]
     pub(crate) fn mark(&self, offset: usize, len: usize) {
         if let Some(addr) = self.start.checked_add(offset as u64) {
             self.log.mark(addr, len as u64);
