@@ -22,11 +22,14 @@ pub struct Config {
     pub cpus: Vec<usize>,
     /// How long a ring is polled after its last frame before the worker waits for a kick.
     pub spin: Duration,
+    /// Where each port keeps what its packed rings need to go on after this process was killed: a directory on a
+    /// tmpfs that exists. `None`: nothing is kept.
+    pub resume_dir: Option<PathBuf>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { workers: 1, cpus: Vec::new(), spin: Duration::from_micros(50) }
+        Self { workers: 1, cpus: Vec::new(), spin: Duration::from_micros(50), resume_dir: None }
     }
 }
 

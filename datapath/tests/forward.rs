@@ -2,6 +2,22 @@
 
 mod common;
 
+common::packed::on_both_layouts! {
+    frames_arrive_intact_whatever_the_rings_look_like
+    frames_cut_anywhere_arrive_intact
+    a_frame_takes_as_many_small_buffers_as_it_needs
+    a_frame_larger_than_the_only_buffer_is_dropped_and_the_next_arrives
+    a_frame_longer_than_the_mtu_is_dropped
+    a_full_ring_drops_with_its_reason_and_recovers
+    bursts_stay_in_order
+    broadcasts_and_unknown_stations_reach_every_other_port
+    flows_spread_over_queues_and_each_stays_in_one
+    tags_come_and_go_with_the_ports_vlans
+    isolated_ports_reach_others_only
+    a_hub_floods_what_a_switch_would_not
+    counters_and_table_tell_what_happened
+}
+
 use common::{BROADCAST, Bench, Nic, Options, PortOptions, eventually, frame, introduce, mac};
 use datapath::{BridgeSpec, Config};
 use switch::{DropReason, Vid, VlanMode};
@@ -36,7 +52,6 @@ fn sizes() -> impl Iterator<Item = usize> {
     (60..300).step_by(7).chain([500, 1024, 1500, 1514, 1518, 2000, 4096, 8999, 9000, 65_000])
 }
 
-#[test]
 fn frames_arrive_intact_whatever_the_rings_look_like() {
     for mergeable in [false, true] {
         for indirect in [false, true] {
@@ -64,7 +79,6 @@ fn frames_arrive_intact_whatever_the_rings_look_like() {
     }
 }
 
-#[test]
 fn frames_cut_anywhere_arrive_intact() {
     for tx_cut in [2, 5, 12, 13, 26, 64, 139, 140, 141, 1000] {
         let bench = Bench::new(2);
@@ -75,7 +89,6 @@ fn frames_cut_anywhere_arrive_intact() {
     }
 }
 
-#[test]
 fn a_frame_takes_as_many_small_buffers_as_it_needs() {
     let bench = Bench::new(2);
     let options = Options { rx_buffer: 100, ..Options::new(mac(0)) };
@@ -92,7 +105,6 @@ fn a_frame_takes_as_many_small_buffers_as_it_needs() {
     exchange(&mut a, &mut b, [60, 1514]);
 }
 
-#[test]
 fn a_frame_larger_than_the_only_buffer_is_dropped_and_the_next_arrives() {
     let bench = Bench::new(2);
     let options = Options { features: EVENT_IDX, rx_buffer: 1526, ..Options::new(mac(0)) };
@@ -102,7 +114,6 @@ fn a_frame_larger_than_the_only_buffer_is_dropped_and_the_next_arrives() {
     exchange(&mut a, &mut b, [1514]);
 }
 
-#[test]
 fn a_frame_longer_than_the_mtu_is_dropped() {
     let ports = [PortOptions { mtu: 1500, ..PortOptions::default() }, PortOptions::default()];
     let bench = Bench::with(Config::default(), BridgeSpec::default(), &ports);
@@ -116,7 +127,6 @@ fn a_frame_longer_than_the_mtu_is_dropped() {
     assert_eq!(b.recv().unwrap().1.len(), 9000);
 }
 
-#[test]
 fn a_full_ring_drops_with_its_reason_and_recovers() {
     let bench = Bench::new(2);
     let options = Options { rx_size: 16, ..Options::new(mac(0)) };
@@ -132,7 +142,6 @@ fn a_full_ring_drops_with_its_reason_and_recovers() {
     exchange(&mut a, &mut b, [100]);
 }
 
-#[test]
 fn bursts_stay_in_order() {
     let bench = Bench::new(3);
     let options = Options::new(mac(0));
@@ -154,7 +163,6 @@ fn bursts_stay_in_order() {
     }
 }
 
-#[test]
 fn broadcasts_and_unknown_stations_reach_every_other_port() {
     let bench = Bench::new(5);
     let mut nics: Vec<_> = (0..5).map(|at| bench.nic(at, &Options::new(mac(at)))).collect();
@@ -168,7 +176,6 @@ fn broadcasts_and_unknown_stations_reach_every_other_port() {
     }
 }
 
-#[test]
 fn flows_spread_over_queues_and_each_stays_in_one() {
     let options = PortOptions { queue_pairs: 4, ..PortOptions::default() };
     let bench = Bench::with(Config::default(), BridgeSpec::default(), &vec![options; 2]);
@@ -217,7 +224,6 @@ fn flows_spread_over_queues_and_each_stays_in_one() {
     }
 }
 
-#[test]
 fn tags_come_and_go_with_the_ports_vlans() {
     let access = |vid| PortOptions {
         vlan: VlanMode::Access(Vid::new(vid).unwrap()),
@@ -251,7 +257,6 @@ fn tags_come_and_go_with_the_ports_vlans() {
     assert!(eventually(|| bench.drops(0, DropReason::VlanRefused) == 1));
 }
 
-#[test]
 fn isolated_ports_reach_others_only() {
     let isolated = PortOptions { isolated: true, ..PortOptions::default() };
     let ports = [isolated.clone(), isolated, PortOptions::default()];
@@ -268,7 +273,6 @@ fn isolated_ports_reach_others_only() {
     assert_eq!(nics[0].recv().unwrap().1, frame(BROADCAST, mac(1), 60, 4));
 }
 
-#[test]
 fn a_hub_floods_what_a_switch_would_not() {
     let hub = BridgeSpec { hub: true, ..BridgeSpec::default() };
     let bench = Bench::with(Config::default(), hub, &vec![PortOptions::default(); 3]);
@@ -281,7 +285,6 @@ fn a_hub_floods_what_a_switch_would_not() {
     assert_eq!(bench.datapath.fdb(bench.bridge), []);
 }
 
-#[test]
 fn counters_and_table_tell_what_happened() {
     let bench = Bench::new(2);
     let options = Options::new(mac(0));

@@ -2,6 +2,13 @@
 
 mod common;
 
+common::packed::on_both_layouts! {
+    a_frame_of_64_kib_passes_whole_between_guests_that_negotiated_it
+    a_guest_that_negotiated_nothing_gets_finished_segments
+    tags_and_offloads_go_together
+    segments_that_find_no_room_are_dropped_one_by_one
+}
+
 use std::net::Ipv4Addr;
 
 use common::nic::{CSUM, EVENT_IDX, GUEST_CSUM, GUEST_TSO4, HOST_TSO4, MRG_RXBUF};
@@ -62,7 +69,6 @@ fn meet(from: &mut Nic, to: &mut Nic) {
     from.recv().unwrap();
 }
 
-#[test]
 fn a_frame_of_64_kib_passes_whole_between_guests_that_negotiated_it() {
     for rx_buffer in [1600, 70_000] {
         let bench = Bench::new(2);
@@ -86,7 +92,6 @@ fn a_frame_of_64_kib_passes_whole_between_guests_that_negotiated_it() {
     }
 }
 
-#[test]
 fn a_guest_that_negotiated_nothing_gets_finished_segments() {
     for mergeable in [0, MRG_RXBUF] {
         let bench = Bench::new(3);
@@ -113,7 +118,6 @@ fn a_guest_that_negotiated_nothing_gets_finished_segments() {
     }
 }
 
-#[test]
 fn tags_and_offloads_go_together() {
     let ports = [
         PortOptions { vlan: VlanMode::Access(Vid::new(5).unwrap()), ..PortOptions::default() },
@@ -144,7 +148,6 @@ fn tags_and_offloads_go_together() {
     assert_eq!((header.csum_start.get(), back), (34, sent));
 }
 
-#[test]
 fn segments_that_find_no_room_are_dropped_one_by_one() {
     let bench = Bench::new(2);
     let mut a = bench.nic(0, &Options { features: SENDS | MRG_RXBUF, ..Options::new(mac(0)) });

@@ -2,6 +2,13 @@
 
 mod common;
 
+common::packed::on_both_layouts! {
+    no_wake_up_is_lost_with_event_indices
+    no_wake_up_is_lost_with_flags
+    silent_frontends_cost_nothing
+    kicks_without_frames_do_not_keep_the_worker_busy
+}
+
 use std::time::Duration;
 
 use common::{Bench, Nic, Options, eventually, frame, introduce, mac};
@@ -41,17 +48,14 @@ fn wake(features: u64, frames: u32) {
     assert_eq!(bench.all_drops(1), []);
 }
 
-#[test]
 fn no_wake_up_is_lost_with_event_indices() {
     wake((1 << 29) | (1 << 15), 10_000);
 }
 
-#[test]
 fn no_wake_up_is_lost_with_flags() {
     wake(1 << 15, 10_000);
 }
 
-#[test]
 fn silent_frontends_cost_nothing() {
     // Descriptors: 32 cards have five on each side, and files of their own.
     let limit = rustix::process::getrlimit(Resource::Nofile);
@@ -77,7 +81,6 @@ fn silent_frontends_cost_nothing() {
     assert!(eventually(|| nics[1].try_recv(0).is_some_and(|(_, got)| got == sent)));
 }
 
-#[test]
 fn kicks_without_frames_do_not_keep_the_worker_busy() {
     let bench = Bench::new(3);
     let mut a = bench.nic(0, &Options::new(mac(0)));

@@ -63,11 +63,12 @@ pub struct Log {
 /// One ring as the frontend set it up.
 #[derive(Clone, Debug, Default)]
 pub struct Vring {
-    /// Size in descriptors: a power of two up to the offer's limit, 0 while not set.
+    /// Size in descriptors: up to the offer's limit, of a split ring a power of two; 0 while not set.
     pub num: u16,
     /// Where the three parts are, in the frontend's user addresses.
     pub addr: Option<VringAddr>,
-    /// Next available index to use when the ring starts (SET_VRING_BASE, GET_VRING_BASE).
+    /// Where the ring starts (SET_VRING_BASE, GET_VRING_BASE): the next available index. Of a packed ring, place and
+    /// wrap counter (bit 15) of the next available descriptor, and in the upper half of the next used one.
     pub base: u32,
     /// Notifications from the driver; `None` means the ring must be polled.
     pub kick: Option<Arc<OwnedFd>>,
@@ -83,7 +84,7 @@ pub struct Vring {
 }
 
 /// Addresses of a ring's parts in the frontend's address space; alignment is checked
-/// (virtio 1.3 §2.7: 16, 2 and 4 bytes).
+/// (virtio 1.3 §2.7: 16, 2 and 4 bytes; §2.8: 16, 4 and 4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VringAddr {
     pub desc: u64,

@@ -60,7 +60,9 @@ pub enum Refusal {
     FeaturesWhileRunning { ring: usize },
     #[error("ring {index} does not exist, this port has {rings} (two for each queue pair)")]
     RingIndex { index: u64, rings: usize },
-    #[error("ring {ring} of {num} descriptors: the size must be a power of two up to {max}")]
+    #[error(
+        "ring {ring} of {num} descriptors: the size must be 1 to {max}, of a split ring a power of two"
+    )]
     RingSize { ring: usize, num: u32, max: u16 },
     #[error("ring {ring} runs; stop it with GET_VRING_BASE first")]
     RingRunning { ring: usize },

@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use crate::device::{Device, Vring};
 use crate::error::{ProtocolError, Refusal};
+use crate::features;
 use crate::handlers;
 use crate::message::HEADER_LEN;
 use crate::session::{Offer, Session};
@@ -88,13 +89,14 @@ fn check(session: &Session, device: &Device) -> Result<(), ImportError> {
         handlers::memory::add(&mut regions, region.clone())?;
     }
     handlers::log::check(device)?;
+    let packed = device.has(features::virtio::F_RING_PACKED);
     for (ring, vring) in device.vrings.iter().enumerate() {
         let &Vring { num, addr, .. } = vring;
-        if num != 0 && (!num.is_power_of_two() || num > offer.max_ring) {
+        if num != 0 && (!packed && !num.is_power_of_two() || num > offer.max_ring) {
             return Err(Refusal::RingSize { ring, num: num.into(), max: offer.max_ring }.into());
         }
         if let Some(addr) = addr {
-            handlers::vring::check_alignment(ring, addr.desc, addr.avail, addr.used)?;
+            handlers::vring::check_alignment(packed, ring, addr.desc, addr.avail, addr.used)?;
         }
     }
     Ok(())

@@ -1,7 +1,8 @@
 //! Device side of virtqueues on raw guest memory: the one place of the workspace that touches it.
 //!
 //! Called by the datapath's workers (rings) and its vhost-user thread (mapping memory, building rings). Split rings
-//! (virtio 1.3 §2.7) with indirect descriptors and both forms of notification suppression.
+//! (virtio 1.3 §2.7) and packed ones (§2.8) behind one type, with indirect descriptors, in-order use and both forms of
+//! notification suppression.
 //!
 //! The driver on the other side is hostile and runs at the same time. What that means here:
 //!
@@ -15,16 +16,18 @@
 //!   anonymous memory in the region's place and marks it; [`GuestMemory::is_poisoned`] must be asked before
 //!   anything that was read from it is published.
 //!
-//! Used entries are collected in private memory and published with one index store ([`Ring::publish`]), in the order of
+//! Used entries are collected in private memory and published with one store that the driver waits for ([`Ring::publish`]), in the order of
 //! [`Ring::complete`]. Nothing here allocates, locks or makes a system call per frame.
 
 mod chain;
 mod copy;
 mod cursor;
 mod descriptor;
+mod journal;
 mod log;
 mod mapping;
 mod memory;
+mod packed;
 mod poison;
 mod region;
 mod ring;
@@ -33,6 +36,7 @@ mod split;
 
 pub use chain::{Chain, ChainBuf, ChainError, Chains, Direction, MAX_BURST, MAX_CHAIN};
 pub use cursor::Cursor;
+pub use journal::{ResumeFile, ResumeRecord};
 pub use log::{DirtyLog, LOG_PAGE};
 pub use mapping::MapError;
 pub use memory::GuestMemory;

@@ -3,37 +3,50 @@
 use std::sync::Arc;
 
 use crate::descriptor::index;
+use crate::journal::{Journal, ResumeRecord};
+use crate::packed::PackedRing;
 use crate::split::SplitRing;
 use crate::{Chain, ChainBuf, Chains, Direction, DirtyLog, GuestMemory};
 
 /// What a frontend says about a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingConfig {
-    /// Descriptors: a power of two up to 32,768.
+    /// VIRTIO_F_RING_PACKED was negotiated.
+    pub packed: bool,
+    /// Descriptors: up to 32,768, of a split ring a power of two.
     pub size: u16,
-    /// Addresses of the three parts in the frontend's process.
+    /// Addresses of the three parts in the frontend's process. A packed ring has the event suppression areas of driver and device
+    /// in place of avail and used ring.
     pub desc: u64,
     pub avail: u64,
     pub used: u64,
-    /// SET_VRING_BASE, used only when the ring's own index makes no sense; see [`Ring`].
+    /// SET_VRING_BASE, used only when nothing else tells how far the ring is; see [`Ring`].
     pub base: u32,
     /// VIRTIO_F_EVENT_IDX was negotiated.
     pub event_idx: bool,
     /// VIRTIO_F_INDIRECT_DESC was negotiated.
     pub indirect: bool,
+    /// VIRTIO_F_IN_ORDER was negotiated.
+    pub in_order: bool,
 }
 
 /// Why a ring cannot be used (any more).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RingError {
-    #[error("ring size {0} is not a power of two up to 32768")]
+    #[error("ring size {0} is 0, above 32768, or for a split ring not a power of two")]
     Size(u16),
+    #[error("memory for a ring of {0} descriptors cannot be had")]
+    Storage(u16),
+    #[error("the index to start from, {base:#x}, is not in a ring of {size} descriptors")]
+    Base { base: u32, size: u16 },
     #[error("the {part} at {addr:#x} is misaligned or not inside one memory region")]
     Address { part: &'static str, addr: u64 },
     #[error("avail index {avail} is impossible with {used} used and {size} descriptors")]
     AvailIndex { avail: u16, used: u16, size: u16 },
     #[error("avail entry {0} is not a descriptor")]
     Head(u16),
+    #[error("a chain is as long as the ring and does not end")]
+    Endless,
 }
 
 /// How much a burst takes.
@@ -55,38 +68,70 @@ pub struct Mark {
 /// The device side of a ring.
 ///
 /// Chains are taken with [`gather`](Self::gather), completed in the order in which they were taken, and published together.
-/// Nothing is in flight after `publish`, so one index describes the ring: the used index in guest memory. It is
-/// read when the ring is first used (not when the addresses arrive, when the driver may not have set them up) and is
-/// the point to resume from, whatever SET_VRING_BASE said: a frontend whose backend vanished may not know how far that came. Only
-/// when the driver's avail index contradicts it, SET_VRING_BASE counts.
+/// Nothing is in flight after `publish`, so one index describes the ring.
+///
+/// For a split ring that is the used index in guest memory. It is read when the ring is first used (not when the
+/// addresses arrive, when the driver may not have set them up) and is the point to resume from, whatever SET_VRING_BASE said: a
+/// frontend whose backend vanished may not know how far that came. Only when the driver's avail index
+/// contradicts it, SET_VRING_BASE counts.
+///
+/// A packed ring has no index in memory. Its [`ResumeRecord`] tells how far it is, if it is of the same ring; otherwise SET_VRING_BASE
+/// counts.
 #[derive(Debug)]
 pub struct Ring {
     layout: Layout,
     /// Chains taken since the last publication.
     taken: u16,
-    /// Chains of those that are completed: so many entries of `done`.
+    /// Chains of those that are completed: so many used entries of the journal.
     pending: u16,
-    /// Used entries as split rings have them: the chain's head, and above it the bytes written. As many as descriptors.
-    done: Box<[u64]>,
+    journal: Journal,
+    record: Option<ResumeRecord>,
+    resumed: bool,
 }
 
 #[derive(Debug)]
 enum Layout {
     Split(SplitRing),
+    Packed(PackedRing),
 }
 
 impl Ring {
-    /// Finds the ring in the frontend's memory. Reads and writes nothing there yet.
+    /// Finds the ring in the frontend's memory. Writes nothing there unless an earlier process was killed while it
+    /// published.
     ///
     /// # Errors
-    /// [`RingError::Size`], [`RingError::Address`].
-    pub fn new(memory: &Arc<GuestMemory>, config: &RingConfig) -> Result<Self, RingError> {
-        let layout = Layout::Split(SplitRing::new(memory, config)?);
-        let done = vec![0; usize::from(config.size)].into();
-        Ok(Self { layout, taken: 0, pending: 0, done })
+    /// [`RingError::Size`], [`RingError::Address`], [`RingError::Base`], [`RingError::Storage`].
+    pub fn new(
+        memory: &Arc<GuestMemory>,
+        config: &RingConfig,
+        record: Option<ResumeRecord>,
+    ) -> Result<Self, RingError> {
+        let mut ring = Self::at_base(memory, config, record)?;
+        if let Layout::Packed(packed) = &mut ring.layout {
+            ring.resumed = packed.resume(config, &ring.journal);
+            if !ring.resumed {
+                packed.record(config, &ring.journal);
+            }
+        }
+        Ok(ring)
     }
 
-    /// The same ring in another memory table, at the point that this one has published.
+    fn at_base(
+        memory: &Arc<GuestMemory>,
+        config: &RingConfig,
+        record: Option<ResumeRecord>,
+    ) -> Result<Self, RingError> {
+        let layout = if config.packed {
+            Layout::Packed(PackedRing::new(memory, config)?)
+        } else {
+            Layout::Split(SplitRing::new(memory, config)?)
+        };
+        let journal = Journal::new(record.as_ref(), config.size);
+        let journal = journal.map_err(|_| RingError::Storage(config.size))?;
+        Ok(Self { layout, taken: 0, pending: 0, journal, record, resumed: false })
+    }
+
+    /// The same ring in another memory table, at the point that this one has published. This one must not be used any more.
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -95,9 +140,16 @@ impl Ring {
         memory: &Arc<GuestMemory>,
         config: &RingConfig,
     ) -> Result<Self, RingError> {
-        let mut ring = Self::new(memory, config)?;
+        let mut ring = Self::at_base(memory, config, self.record.clone())?;
         match (&mut ring.layout, &self.layout) {
             (Layout::Split(ring), Layout::Split(before)) => ring.follow(before),
+            (Layout::Packed(packed), Layout::Packed(before)) => packed.follow(before),
+            _ => {}
+        }
+        if let Layout::Packed(packed) = &ring.layout
+            && ring.journal.last(config).is_none()
+        {
+            packed.record(config, &ring.journal);
         }
         Ok(ring)
     }
@@ -107,6 +159,7 @@ impl Ring {
     pub fn set_log(&mut self, log: Option<&Arc<DirtyLog>>, used: Option<u64>) {
         match &mut self.layout {
             Layout::Split(ring) => ring.set_log(log, used),
+            Layout::Packed(ring) => ring.set_log(log),
         }
     }
 
@@ -114,6 +167,7 @@ impl Ring {
     pub fn resume_at(&mut self, position: u32) {
         match &mut self.layout {
             Layout::Split(ring) => ring.resume_at(position),
+            Layout::Packed(ring) => ring.resume_at(position, &self.journal),
         }
     }
 
@@ -123,14 +177,23 @@ impl Ring {
     pub fn position(&self) -> Option<u32> {
         match &self.layout {
             Layout::Split(ring) => ring.position(),
+            Layout::Packed(ring) => Some(ring.next_index()),
         }
     }
 
-    /// The index to report for GET_VRING_BASE: everything before it is complete.
+    /// The ring goes on where an earlier process was killed: the driver may have missed its last signal.
+    #[must_use]
+    pub fn was_resumed(&self) -> bool {
+        self.resumed
+    }
+
+    /// The index to report for GET_VRING_BASE: everything before it is complete. A ring that is built with it as its
+    /// base goes on from here.
     #[must_use]
     pub fn next_index(&self) -> u32 {
         match &self.layout {
             Layout::Split(ring) => u32::from(ring.next_index()),
+            Layout::Packed(ring) => ring.next_index(),
         }
     }
 
@@ -147,8 +210,10 @@ impl Ring {
         buf: &'b mut ChainBuf,
     ) -> Result<Chains<'b, 'm>, RingError> {
         buf.clear();
-        match &mut self.layout {
-            Layout::Split(ring) => ring.gather(&mut self.taken, memory, direction, limit, buf)?,
+        let Self { layout, taken, journal, .. } = self;
+        match layout {
+            Layout::Split(ring) => ring.gather(taken, memory, direction, limit, buf)?,
+            Layout::Packed(ring) => ring.gather(taken, journal, memory, direction, limit, buf)?,
         }
         // SAFETY: every slice since `clear` was cut from `memory`, which is borrowed for 'm.
         Ok(unsafe { buf.finish() })
@@ -166,7 +231,7 @@ impl Ring {
     #[inline]
     pub fn complete(&mut self, head: u16, len: u32) {
         if self.pending < self.taken
-            && let Some(entry) = self.done.get_mut(usize::from(self.pending))
+            && let Some(entry) = self.journal.done_mut().get_mut(usize::from(self.pending))
         {
             *entry = (u64::from(head) | u64::from(len) << 32).to_le();
             self.pending += 1;
@@ -178,7 +243,7 @@ impl Ring {
     pub fn complete_read(&mut self, chains: &[Chain]) {
         let pending = usize::from(self.pending);
         let open = usize::from(self.taken - self.pending);
-        let entries = self.done.get_mut(pending..).unwrap_or(&mut []);
+        let entries = self.journal.done_mut().get_mut(pending..).unwrap_or(&mut []);
         let n = chains.len().min(open).min(entries.len());
         for (entry, chain) in entries[..n].iter_mut().zip(chains) {
             *entry = u64::from(chain.head).to_le();
@@ -195,7 +260,8 @@ impl Ring {
         mut write: impl FnMut(usize, &Chain) -> Option<u32>,
     ) -> usize {
         let open = usize::from(self.taken - self.pending);
-        let entries = self.done.get_mut(usize::from(self.pending)..).unwrap_or(&mut []);
+        let pending = usize::from(self.pending);
+        let entries = self.journal.done_mut().get_mut(pending..).unwrap_or(&mut []);
         let mut n = 0;
         for (entry, chain) in entries.iter_mut().take(open).zip(chains) {
             let Some(len) = write(n, chain) else { break };
@@ -211,6 +277,7 @@ impl Ring {
     pub fn is_drained(&self) -> bool {
         match &self.layout {
             Layout::Split(ring) => ring.is_drained(self.taken),
+            Layout::Packed(ring) => ring.is_drained(),
         }
     }
 
@@ -242,11 +309,15 @@ impl Ring {
         if self.pending == 0 {
             return false;
         }
-        let done = self.done.get(..usize::from(self.pending)).unwrap_or(&[]);
-        self.taken -= self.pending;
+        let (count, taken) = (self.pending, self.taken);
+        self.taken -= count;
         self.pending = 0;
         match &mut self.layout {
-            Layout::Split(ring) => ring.publish(done),
+            Layout::Split(ring) => {
+                let done = self.journal.done();
+                ring.publish(done.get(..usize::from(count)).unwrap_or(&[]))
+            }
+            Layout::Packed(ring) => ring.publish(count, taken, &mut self.journal),
         }
     }
 
@@ -255,6 +326,7 @@ impl Ring {
     pub fn suppress_kicks(&mut self) {
         match &mut self.layout {
             Layout::Split(ring) => ring.suppress_kicks(),
+            Layout::Packed(ring) => ring.suppress_kicks(&self.journal),
         }
     }
 
@@ -265,16 +337,18 @@ impl Ring {
     pub fn arm(&mut self) -> Result<bool, RingError> {
         match &mut self.layout {
             Layout::Split(ring) => ring.arm(self.taken),
+            Layout::Packed(ring) => Ok(ring.arm(&self.journal)),
         }
     }
 
-    /// Of the chains taken since the last publication, the first `taken` stay so.
+    /// Of the chains taken since the last publication, the first `kept` stay so.
     #[inline]
-    fn keep(&mut self, taken: u16) {
+    fn keep(&mut self, kept: u16) {
         match &mut self.layout {
-            // Its entries are counted, not their descriptors.
+            // Its chains are counted, not their descriptors.
             Layout::Split(_) => {}
+            Layout::Packed(ring) => ring.keep(kept, self.taken, &self.journal),
         }
-        self.taken = taken;
+        self.taken = kept;
     }
 }

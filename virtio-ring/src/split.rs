@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::chain::MAX_BURST;
 use crate::descriptor::{DESC_LEN, Descriptor, F_INDIRECT, F_NEXT, Plain, Walk, index};
+use crate::journal::was_written;
 use crate::log::PartLog;
 use crate::memory::Hint;
 use crate::ring::{Limit, RingConfig, RingError};
@@ -23,6 +24,7 @@ pub(crate) struct SplitRing {
     size: u16,
     event_idx: bool,
     indirect: bool,
+    in_order: bool,
     resumed: bool,
     /// The avail index as last read.
     avail_idx: u16,
@@ -45,7 +47,8 @@ const AVAIL_F_NO_INTERRUPT: u16 = 1;
 
 impl SplitRing {
     pub(crate) fn new(memory: &Arc<GuestMemory>, config: &RingConfig) -> Result<Self, RingError> {
-        let RingConfig { size, desc, avail, used, base, event_idx, indirect } = *config;
+        let RingConfig { size, desc, avail, used, base, event_idx, indirect, in_order, .. } =
+            *config;
         if !size.is_power_of_two() || size > 32_768 {
             return Err(RingError::Size(size));
         }
@@ -62,6 +65,7 @@ impl SplitRing {
             size,
             event_idx,
             indirect,
+            in_order,
             resumed: false,
             avail_idx: base,
             used_idx: base,
@@ -197,12 +201,21 @@ impl SplitRing {
         taken
     }
 
-    /// Writes the used entries, then the index. True when the driver wants a signal.
+    /// Writes the used entries, then the index: the one place where that happens. True when the driver wants a signal.
+    ///
+    /// A driver that uses its chains in order (VIRTIO_F_IN_ORDER) and has nothing to learn but that they are used gets
+    /// one entry for all, at the first one's place and with the last one's head (virtio 1.3 §2.7.9).
     #[inline]
     pub(crate) fn publish(&mut self, done: &[u64]) -> bool {
         let (old, new) = (self.used_idx, self.used_idx.wrapping_add(index(done.len())));
         let start = usize::from(old & (self.size - 1));
-        let (first, rest) = done.split_at(done.len().min(usize::from(self.size) - start));
+        let written = match done {
+            [.., last] if self.in_order && !done.iter().any(was_written) => {
+                core::slice::from_ref(last)
+            }
+            all => all,
+        };
+        let (first, rest) = written.split_at(written.len().min(usize::from(self.size) - start));
         // SAFETY: there are at most `size` entries and they go to places below `size`: up to the ring's end, then from
         // its beginning.
         unsafe {

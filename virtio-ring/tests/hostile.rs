@@ -24,7 +24,7 @@ struct Setup {
 fn setup(size: u16) -> Setup {
     let driver = Driver::new(Guest::new(MEMORY), size, 0);
     let memory = driver.guest.map(1);
-    let ring = Ring::new(&memory, &driver.config(false, true)).unwrap();
+    let ring = Ring::new(&memory, &driver.config(false, true), None).unwrap();
     Setup { driver, memory, ring, buf: ChainBuf::new() }
 }
 
@@ -111,7 +111,7 @@ fn descriptors_outside_memory_are_refused() {
 fn a_range_over_a_hole_is_refused() {
     let driver = Driver::new(Guest::new(MEMORY), 8, 0);
     let memory = driver.guest.map(2);
-    let mut ring = Ring::new(&memory, &driver.config(false, false)).unwrap();
+    let mut ring = Ring::new(&memory, &driver.config(false, false), None).unwrap();
     let mut driver = driver;
     driver.set_desc(0, GUEST + MEMORY / 2 - 8, 16, 0, 0);
     driver.set_desc(1, GUEST + MEMORY / 2, 1, 0, 0);
@@ -182,7 +182,7 @@ fn indirect_tables_follow_the_rules() {
     assert_eq!(s.error(), Some(ChainError::Indirect), "nested");
     s.driver.guest.write(offset, &Driver::descriptor(at, 16, F_NEXT, 1));
     assert_eq!(s.error(), Some(ChainError::Next), "behind the table");
-    let mut ring = Ring::new(&s.memory, &s.driver.config(false, false)).unwrap();
+    let mut ring = Ring::new(&s.memory, &s.driver.config(false, false), None).unwrap();
     s.driver.push(0);
     s.driver.publish();
     let chains = ring.gather(&s.memory, Direction::Readable, ALL, &mut s.buf).unwrap();
@@ -231,12 +231,12 @@ fn the_used_index_is_where_a_ring_resumes() {
     // One whose used index makes no sense: the frontend's word counts.
     s.driver.guest.set_u16(s.driver.used + 2, 1000);
     let config = virtio_ring::RingConfig { base: 4465, ..s.driver.config(false, false) };
-    let mut ring = Ring::new(&s.memory, &config).unwrap();
+    let mut ring = Ring::new(&s.memory, &config, None).unwrap();
     let chains = ring.gather(&s.memory, Direction::Readable, ALL, &mut s.buf).unwrap();
     assert_eq!(chains.len(), 1);
     assert_eq!(ring.next_index(), 4465);
     let config = virtio_ring::RingConfig { base: 9, ..config };
-    let mut ring = Ring::new(&s.memory, &config).unwrap();
+    let mut ring = Ring::new(&s.memory, &config, None).unwrap();
     assert!(ring.gather(&s.memory, Direction::Readable, ALL, &mut s.buf).is_err());
 }
 
@@ -255,12 +255,12 @@ fn ring_addresses_must_be_aligned_and_inside() {
         virtio_ring::RingConfig { desc: u64::MAX - 15, ..good },
     ];
     for config in bad {
-        let result = Ring::new(&s.memory, &config);
+        let result = Ring::new(&s.memory, &config, None);
         assert!(matches!(result, Err(RingError::Address { .. })), "{config:?}");
     }
     for size in [0, 3, 1000, 0xffff] {
         let config = virtio_ring::RingConfig { size, ..good };
-        assert!(matches!(Ring::new(&s.memory, &config), Err(RingError::Size(_))));
+        assert!(matches!(Ring::new(&s.memory, &config, None), Err(RingError::Size(_))));
     }
 }
 
@@ -313,7 +313,7 @@ fn an_offset_that_is_no_multiple_of_a_page_is_honoured() {
     // The ring lies in another file's region, which is where its addresses point.
     let driver = Driver::new(Guest::new(MEMORY), 8, 0);
     let ring_memory = driver.guest.map(1);
-    let mut ring = Ring::new(&ring_memory, &driver.config(false, false)).unwrap();
+    let mut ring = Ring::new(&ring_memory, &driver.config(false, false), None).unwrap();
     let mut driver = driver;
     driver.set_desc(0, GUEST + 8, 4, 0, 0);
     driver.push(0);

@@ -84,7 +84,7 @@ proptest! {
         let mut driver = Driver::new(Guest::new(MEMORY), size, start);
         let memory = driver.guest.map(2);
         let log = Log::new();
-        let mut ring = Ring::new(&memory, &driver.config(event_idx, false)).unwrap();
+        let mut ring = Ring::new(&memory, &driver.config(event_idx, false), None).unwrap();
         ring.set_log(Some(&log.map), None);
         // Chains of two descriptors, each within one of the two regions and behind the ring.
         for (n, (at, first, second)) in (0..).zip(&buffers) {
@@ -137,7 +137,7 @@ fn the_used_ring_is_noted_at_the_address_that_was_given() {
     let mut driver = Driver::new(Guest::new(MEMORY), 8, 0);
     let memory = driver.guest.map(1);
     let log = Log::new();
-    let mut ring = Ring::new(&memory, &driver.config(true, false)).unwrap();
+    let mut ring = Ring::new(&memory, &driver.config(true, false), None).unwrap();
     for (addr, marked) in [(0x7_5000, &[0x7_5000][..]), (0x9_9ffd, &[0x7_5000, 0x9_9000, 0x9_a000])]
     {
         ring.set_log(Some(&log.map), Some(addr));

@@ -44,7 +44,7 @@ struct Offered {
 fn run(steps: Vec<Step>, size: u16, start: u16, event_idx: bool, write: bool, regions: u64) {
     let mut driver = Driver::new(Guest::new(MEMORY), size, start);
     let memory = driver.guest.map(regions);
-    let mut ring = Ring::new(&memory, &driver.config(event_idx, true)).unwrap();
+    let mut ring = Ring::new(&memory, &driver.config(event_idx, true), None).unwrap();
     let mut buf = ChainBuf::new();
     // Chains that the driver has out, oldest first, and descriptors that it may use.
     let mut out: VecDeque<Offered> = VecDeque::new();

@@ -33,7 +33,7 @@ fn a_shrunk_file_reads_as_zeros_and_poisons_only_its_memory() {
     let mut driver = driver;
     let memory = driver.guest.map(1);
     let other = victim.map(1);
-    let mut ring = Ring::new(&memory, &driver.config(false, false)).unwrap();
+    let mut ring = Ring::new(&memory, &driver.config(false, false), None).unwrap();
     driver.guest.write(MEMORY - 8, b"not zero");
     driver.set_desc(0, GUEST + MEMORY - 8, 8, 0, 0);
     driver.push(0);
@@ -71,7 +71,7 @@ fn a_file_that_shrinks_under_a_busy_reader_kills_nobody() {
             std::thread::spawn(move || {
                 let driver = Driver::new(Guest::new(MEMORY), 8, 0);
                 let ring_memory = driver.guest.map(1);
-                let mut ring = Ring::new(&ring_memory, &driver.config(false, false)).unwrap();
+                let mut ring = Ring::new(&ring_memory, &driver.config(false, false), None).unwrap();
                 let mut driver = driver;
                 driver.set_desc(0, GUEST, 1 << 20, 0, 0);
                 let mut bytes = vec![0; 1 << 20];
@@ -149,7 +149,7 @@ fn a_foreign_fault_goes_to_the_handler_that_was_there_before() {
         let driver = Driver::new(Guest::new(MEMORY), 8, 0);
         let mut driver = driver;
         let ring_memory = driver.guest.map(1);
-        let mut ring = Ring::new(&ring_memory, &driver.config(false, false)).unwrap();
+        let mut ring = Ring::new(&ring_memory, &driver.config(false, false), None).unwrap();
         driver.set_desc(0, GUEST, 8, 0, 0);
         driver.push(0);
         driver.publish();

@@ -50,8 +50,14 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
     log::start(&config);
     raise_file_limit();
     directory(&instance.run_dir())?;
-    let settings =
-        datapath::Config { workers: config.workers, cpus: config.cpus.clone(), spin: config.spin };
+    let resume_dir = instance.run_dir().join("rings");
+    directory(&resume_dir)?;
+    let settings = datapath::Config {
+        workers: config.workers,
+        cpus: config.cpus.clone(),
+        spin: config.spin,
+        resume_dir: Some(resume_dir),
+    };
     // Before everything else: frames wait for it.
     let inheritance =
         if args.teardown { None } else { handover::inherit(&instance, args.take_over)? };

@@ -30,6 +30,7 @@ use crate::port::internal::InternalPort;
 use crate::port::kernel::{KernelPort, KernelQueue};
 use crate::port::packet::PacketSocket;
 use crate::port::tap::TapQueue;
+use crate::port::vhost_user::resume::ResumeRecords;
 use crate::port::vhost_user::thread::{Command, NewPort, Thread};
 use crate::port::vhost_user::{MAX_PAIRS, VhostPort};
 use crate::snapshot::{Current, Device};
@@ -116,6 +117,13 @@ impl Datapath {
             start,
         }));
         Ok((datapath, thread, events_out))
+    }
+
+    fn resume_records(&self, port: Uuid, queue_pairs: u16) -> ResumeRecords {
+        let dir = self.0.config.resume_dir.as_ref();
+        let path = dir.map(|dir| dir.join(format!("{port}.rings")));
+        // One ring more for the control queue.
+        ResumeRecords::new(path, usize::from(queue_pairs) * 2 + 1)
     }
 
     /// Starts the threads.
@@ -213,7 +221,8 @@ impl Datapath {
                 if !(1..=MAX_PAIRS).contains(&queue_pairs) {
                     return Err(Error::QueuePairs(queue_pairs));
                 }
-                let vhost = Arc::new(VhostPort::new(queue_pairs));
+                let resume = self.resume_records(id, queue_pairs);
+                let vhost = Arc::new(VhostPort::new(queue_pairs, resume));
                 new_vhost = Some((socket, Arc::clone(&vhost)));
                 Device::Vhost(vhost)
             }
@@ -294,11 +303,12 @@ impl Datapath {
         model.rebuild(port.bridge);
         self.publish(&model);
         match &port.device {
-            Device::Vhost(_) => {
+            Device::Vhost(vhost) => {
                 let (done, wait) = crossbeam_channel::bounded(1);
                 self.command(Command::Remove(id, done));
                 // An error means that the thread has ended and everything is closed.
                 let _ = wait.recv();
+                vhost.resume.remove();
             }
             Device::Internal(internal) => internal.close(),
             Device::Kernel(_) => {}

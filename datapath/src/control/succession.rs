@@ -195,7 +195,8 @@ impl Datapath {
                 if !(1..=MAX_PAIRS).contains(&queue_pairs) {
                     return Err(Error::QueuePairs(queue_pairs).into());
                 }
-                let vhost = Arc::new(VhostPort::new(queue_pairs));
+                let resume = self.resume_records(id, queue_pairs);
+                let vhost = Arc::new(VhostPort::new(queue_pairs, resume));
                 let offer = offer(mac, mtu, queue_pairs);
                 endpoint = Some(Thread::import(id, name.clone(), &vhost, offer, *state, fds)?);
                 Device::Vhost(vhost)

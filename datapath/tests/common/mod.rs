@@ -4,6 +4,7 @@
 
 pub(crate) mod handover;
 pub(crate) mod nic;
+pub(crate) mod packed;
 mod probe;
 
 use std::os::unix::net::UnixListener;
@@ -53,10 +54,11 @@ impl Bench {
     }
 
     pub(crate) fn with(config: Config, bridge: BridgeSpec, ports: &[PortOptions]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config { resume_dir: Some(dir.path().to_owned()), ..config };
         let (datapath, events) = Datapath::start(config).unwrap();
         let id = Uuid::new_v4();
         datapath.add_bridge(id, "bench", bridge).unwrap();
-        let dir = tempfile::tempdir().unwrap();
         let mut bench = Self { datapath, events, bridge: id, dir, ports: Vec::new() };
         for options in ports {
             bench.add(options.clone());

@@ -21,6 +21,9 @@ use wire::{MacAddr, VirtioNetHdr};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::DEADLINE;
+use super::packed::{
+    EVENT_DESC, EVENT_DISABLE, F_AVAIL, F_USED, IN_ORDER, Packed, RING_PACKED, layout,
+};
 
 pub(crate) const VERSION_1: u64 = 1 << 32;
 pub(crate) const MRG_RXBUF: u64 = 1 << 15;
@@ -61,6 +64,10 @@ pub(crate) struct Options {
     pub(crate) tx_cut: usize,
     /// Index that the rings begin with.
     pub(crate) start: u16,
+    /// SET_VRING_BASE of each ring, where it is not that of a new one.
+    pub(crate) bases: Vec<u16>,
+    /// VIRTIO_F_RING_PACKED, or nothing: as the test runs.
+    pub(crate) layout: u64,
     /// Memory of a card that was there before, with its rings.
     pub(crate) adopt: Option<(GuestMemoryMmap, Arc<File>, Vec<Ring>)>,
 }
@@ -75,6 +82,8 @@ impl Options {
             rx_size: 128,
             tx_cut: usize::MAX,
             start: 0,
+            bases: Vec::new(),
+            layout: layout(),
             adopt: None,
         }
     }
@@ -86,6 +95,7 @@ impl Clone for Ring {
             call: self.call.try_clone().unwrap(),
             kick: self.kick.try_clone().unwrap(),
             free: self.free.clone(),
+            packed: self.packed.clone(),
             ..*self
         }
     }
@@ -100,6 +110,7 @@ pub(crate) struct Ring {
     pub(crate) kick: EventFd,
     /// TX slots that the device does not have.
     free: VecDeque<u16>,
+    pub(crate) packed: Packed,
 }
 
 pub(crate) struct Nic {
@@ -127,7 +138,7 @@ impl Nic {
         frontend.set_owner().unwrap();
         let offered = frontend.get_features().unwrap();
         let mq = if options.pairs > 1 { MQ } else { 0 };
-        let features = options.features | VERSION_1 | PROTOCOL | mq;
+        let features = options.features | options.layout | VERSION_1 | PROTOCOL | mq;
         assert_eq!(features & !offered, 0, "every feature wanted is offered: {offered:#x}");
         let wanted = VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::LOG_SHMFD
@@ -142,9 +153,11 @@ impl Nic {
         let (memory, file, rings) = options.adopt.clone().unwrap_or_else(|| {
             let (memory, file) = memory(RING * count as u64);
             let rings = (0..count)
-                .map(|at| Ring {
+                .map(|at| (at, if at % 2 == 0 { options.rx_size } else { TX_SIZE }))
+                .map(|(at, size)| Ring {
                     base: GUEST_BASE + RING * at as u64,
-                    size: if at % 2 == 0 { options.rx_size } else { TX_SIZE },
+                    size,
+                    packed: Packed::new(size, options.start),
                     avail: options.start,
                     used: options.start,
                     call: EventFd::new(EFD_NONBLOCK).unwrap(),
@@ -166,12 +179,20 @@ impl Nic {
         };
         nic.set_mem_table();
         for at in 0..count {
-            if options.adopt.is_none() {
+            if options.adopt.is_none() && !nic.is_packed() {
                 nic.set_u16(at, AVAIL + 2, options.start);
                 nic.set_u16(at, USED + 2, options.start);
             }
+            if options.adopt.is_none() && nic.is_packed() {
+                // Used in this turn already.
+                for place in 0..options.start % nic.rings[at].size {
+                    nic.set_u16(at, 16 * u64::from(place) + 14, F_AVAIL | F_USED);
+                }
+            }
             nic.want_signal(at);
-            nic.start_ring(at, options.start);
+            let start = options.start % nic.rings[at].size;
+            let new = if nic.is_packed() { 1 << 15 | start } else { options.start };
+            nic.start_ring(at, options.bases.get(at).copied().unwrap_or(new));
         }
         if options.adopt.is_none() {
             for pair in 0..options.pairs {
@@ -202,6 +223,26 @@ impl Nic {
     /// The address of a guest address in this process, as the frontend tells it.
     fn user(&self, guest: u64) -> u64 {
         self.memory.get_host_address(GuestAddress(guest)).unwrap() as u64
+    }
+
+    /// GET_VRING_BASE: where the ring is to be started again.
+    pub(crate) fn stop_ring(&mut self, at: usize) -> u16 {
+        let base = self.frontend.get_vring_base(at).unwrap();
+        if self.is_packed() {
+            assert_eq!(base & 0xffff, base >> 16, "nothing is in flight");
+        }
+        u16::try_from(base & 0xffff).unwrap()
+    }
+
+    /// Empties a ring, as after a reboot of the guest, and starts it.
+    pub(crate) fn restart_ring(&mut self, at: usize) {
+        let zero = [0; 0x2004];
+        self.memory.write_slice(&zero, GuestAddress(self.rings[at].base)).unwrap();
+        let size = self.rings[at].size;
+        let Ring { avail, used, packed, .. } = &mut self.rings[at];
+        (*avail, *used) = (0, 0);
+        *packed = Packed { table: std::mem::take(&mut packed.table), ..Packed::new(size, 0) };
+        self.start_ring(at, if self.is_packed() { 1 << 15 } else { 0 });
     }
 
     pub(crate) fn start_ring(&mut self, at: usize, base: u16) {
@@ -241,6 +282,12 @@ impl Nic {
         [rx.base + USED..rx.base + BUFFERS + buffers, tx.base + USED..tx.base + BUFFERS]
     }
 
+    /// What the device writes beside the driver: a packed ring's descriptors.
+    pub(crate) fn written_by_both(&self) -> [std::ops::Range<u64>; 2] {
+        let end = if self.is_packed() { AVAIL } else { 0 };
+        [0, 1].map(|at| self.rings[at].base..self.rings[at].base + end)
+    }
+
     /// SEND_RARP, which the `vhost` crate does not have; waits for the answer.
     pub(crate) fn announce(&mut self) {
         let [a, b, c, d, e, f] = self.mac.0;
@@ -258,8 +305,19 @@ impl Nic {
         self.features & EVENT_IDX != 0
     }
 
+    pub(crate) fn is_packed(&self) -> bool {
+        self.features & RING_PACKED != 0
+    }
+
     /// Asks for a signal with the next used entry.
     fn want_signal(&mut self, at: usize) {
+        if self.is_packed() {
+            let offset = self.rings[at].packed.used.bits();
+            self.set_u16(at, AVAIL, offset);
+            self.set_u16(at, AVAIL + 2, if self.event_idx() { EVENT_DESC } else { 0 });
+            std::sync::atomic::fence(Ordering::SeqCst);
+            return;
+        }
         let (size, used) = (self.rings[at].size, self.rings[at].used);
         if self.event_idx() {
             self.set_u16(at, AVAIL + 4 + 2 * u64::from(size), used);
@@ -269,18 +327,105 @@ impl Nic {
         std::sync::atomic::fence(Ordering::SeqCst);
     }
 
-    pub(crate) fn set_desc(&self, table: u64, at: u16, addr: u64, len: u32, flags: u16, next: u16) {
+    /// Sets an entry of a ring's table or of an indirect one. A packed ring gets it with [`offer`](Self::offer).
+    pub(crate) fn set_desc(
+        &mut self,
+        table: u64,
+        at: u16,
+        addr: u64,
+        len: u32,
+        flags: u16,
+        next: u16,
+    ) {
+        let packed = self.is_packed();
+        if packed && let Some(ring) = self.rings.iter_mut().find(|ring| ring.base == table) {
+            ring.packed.table[usize::from(at)] = (addr, len, flags, next);
+            return;
+        }
+        let words = if packed { [0xbad, flags] } else { [flags, next] };
+        self.write_desc(table + 16 * u64::from(at), addr, len, words);
+    }
+
+    pub(crate) fn write_desc(&self, at: u64, addr: u64, len: u32, words: [u16; 2]) {
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&addr.to_le_bytes());
         bytes[8..12].copy_from_slice(&len.to_le_bytes());
-        bytes[12..14].copy_from_slice(&flags.to_le_bytes());
-        bytes[14..].copy_from_slice(&next.to_le_bytes());
-        let at = table + 16 * u64::from(at);
+        bytes[12..14].copy_from_slice(&words[0].to_le_bytes());
+        bytes[14..].copy_from_slice(&words[1].to_le_bytes());
         self.memory.write_slice(&bytes, GuestAddress(at)).unwrap();
+    }
+
+    /// Writes the chain that begins at `head` of the table into the packed ring. One that loops fills the ring.
+    fn offer_packed(&mut self, at: usize, head: u16) {
+        let Ring { base, size, ref packed, .. } = self.rings[at];
+        let first = packed.avail;
+        let (mut place, mut n, mut desc) = (first, 0, head);
+        let mut first_flags = 0;
+        loop {
+            let (addr, len, flags, next) = self.rings[at].packed.table[usize::from(desc)];
+            let flags = flags | place.offered();
+            let entry = base + 16 * u64::from(place.at);
+            // The first one's flags come last; until then they say that it is not offered.
+            let written = if n == 0 { self.u16(at, 16 * u64::from(place.at) + 14) } else { flags };
+            self.write_desc(entry, addr, len, [head, written]);
+            if n == 0 {
+                first_flags = flags;
+            }
+            place.step(1, size);
+            (n, desc) = (n + 1, next);
+            if flags & F_NEXT == 0 || n == size {
+                break;
+            }
+        }
+        self.set_u16(at, 16 * u64::from(first.at) + 14, first_flags);
+        let packed = &mut self.rings[at].packed;
+        packed.avail = place;
+        packed.out.push_back((head, n));
+        std::sync::atomic::fence(Ordering::SeqCst);
+        let (offset, flags) = (self.u16(at, USED), self.u16(at, USED + 2));
+        let mut passed = first;
+        let named = (0..n).any(|_| {
+            let hit = passed.bits() == offset;
+            passed.step(1, size);
+            hit
+        });
+        if flags != EVENT_DISABLE && (flags != EVENT_DESC || named) {
+            self.rings[at].kick.write(1).unwrap();
+        }
+    }
+
+    fn pop_packed(&mut self, at: usize) -> Option<(u16, u32)> {
+        if let Some(back) = self.rings[at].packed.back.pop_front() {
+            return Some(back);
+        }
+        let place = self.rings[at].packed.used;
+        let offset = 16 * u64::from(place.at);
+        if !place.is_used(self.u16(at, offset + 14)) {
+            return None;
+        }
+        let (id, low) = (self.u16(at, offset + 12), self.u16(at, offset + 8));
+        let len = u32::from(low) | u32::from(self.u16(at, offset + 10)) << 16;
+        let in_order = self.features & IN_ORDER != 0;
+        let Ring { size, packed, .. } = &mut self.rings[at];
+        loop {
+            let (head, n) = packed.out.pop_front().expect("nothing is used that was not offered");
+            packed.used.step(n, *size);
+            packed.back.push_back((head, len));
+            if head == id {
+                break;
+            }
+            assert!(in_order, "chain {head} comes before {id}");
+        }
+        self.want_signal(at);
+        self.rings[at].packed.back.pop_front()
     }
 
     /// Makes a chain available and kicks if the device wants it.
     pub(crate) fn offer(&mut self, at: usize, head: u16) {
+        if self.is_packed() {
+            self.offer_packed(at, head);
+            return;
+        }
         let (size, old) = (self.rings[at].size, self.rings[at].avail);
         self.set_u16(at, AVAIL + 4 + 2 * u64::from(old % size), head);
         self.rings[at].avail = old.wrapping_add(1);
@@ -306,6 +451,9 @@ impl Nic {
 
     /// A used entry, if there is one.
     pub(crate) fn pop(&mut self, at: usize) -> Option<(u16, u32)> {
+        if self.is_packed() {
+            return self.pop_packed(at);
+        }
         let used = self.rings[at].used;
         if self.u16(at, USED + 2) == used {
             return None;

@@ -22,8 +22,11 @@ const FLAG_LOG: u32 = 1;
 pub(crate) fn set_vring_num(context: &mut Context<'_>) -> Result<Reaction, Refusal> {
     let (VringState { index, num }, _) = head(context.payload);
     let max = context.offer.max_ring;
+    let packed = context.device.has(virtio::F_RING_PACKED);
     let (ring, vring, action) = select(context.device, u64::from(index))?;
-    let size = u16::try_from(num).ok().filter(|size| size.is_power_of_two() && *size <= max);
+    // Only a split ring's size must be a power of two (virtio 1.3 §2.7, §2.8.10.1).
+    let possible = |size: &u16| (1..=max).contains(size) && (packed || size.is_power_of_two());
+    let size = u16::try_from(num).ok().filter(possible);
     let Some(size) = size else { return Err(Refusal::RingSize { ring, num, max }) };
     configure(ring, vring)?;
     vring.num = size;
@@ -35,11 +38,12 @@ pub(crate) fn set_vring_num(context: &mut Context<'_>) -> Result<Reaction, Refus
 pub(crate) fn set_vring_addr(context: &mut Context<'_>) -> Result<Reaction, Refusal> {
     let (payload, _) = head::<VringAddrPayload>(context.payload);
     let VringAddrPayload { index, flags, desc, used, avail, log } = payload;
+    let packed = context.device.has(virtio::F_RING_PACKED);
     let (ring, vring, action) = select(context.device, u64::from(index))?;
     if flags & !FLAG_LOG != 0 {
         return Err(Refusal::RingFlags { ring, flags });
     }
-    check_alignment(ring, desc, avail, used)?;
+    check_alignment(packed, ring, desc, avail, used)?;
     let log = (flags & FLAG_LOG != 0).then_some(log);
     let addr = VringAddr { desc, used, avail, log };
     if vring.is_running() && vring.addr.is_some_and(|old| VringAddr { log, ..old } == addr) {
@@ -54,15 +58,17 @@ pub(crate) fn set_vring_addr(context: &mut Context<'_>) -> Result<Reaction, Refu
     Ok(Reaction::Act(action))
 }
 
-/// virtio 1.3 §2.7
+/// virtio 1.3 §2.7; of a packed ring, avail and used are the event suppression areas of driver and device (§2.8).
 pub(crate) fn check_alignment(
+    packed: bool,
     ring: usize,
     desc: u64,
     avail: u64,
     used: u64,
 ) -> Result<(), Refusal> {
+    let avail_align = if packed { 4 } else { 2 };
     for (part, addr, align) in
-        [("descriptor", desc, 16), ("available", avail, 2), ("used", used, 4)]
+        [("descriptor", desc, 16), ("available", avail, avail_align), ("used", used, 4)]
     {
         if !addr.is_multiple_of(align) {
             return Err(Refusal::RingAlignment { ring, part, addr, align });
@@ -75,7 +81,14 @@ pub(crate) fn set_vring_base(context: &mut Context<'_>) -> Result<Reaction, Refu
     let (VringState { index, num: base }, _) = head(context.payload);
     let packed = context.device.has(virtio::F_RING_PACKED);
     let (ring, vring, action) = select(context.device, u64::from(index))?;
-    if !packed && base > u32::from(u16::MAX) {
+    // A packed ring's index has the wrap counter in bit 15, and the used index in the upper half. Its size may come later.
+    let at = base & 0x7fff;
+    let impossible = if packed {
+        vring.num != 0 && at >= u32::from(vring.num)
+    } else {
+        base > u32::from(u16::MAX)
+    };
+    if impossible {
         return Err(Refusal::RingBase { ring, base });
     }
     configure(ring, vring)?;

@@ -1,6 +1,8 @@
 //! A driver for the tests: its own mapping of the guest's memory, and rings in it.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub(crate) mod packed;
+
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -101,9 +103,11 @@ impl Driver {
             desc: USER + self.desc,
             avail: USER + self.avail,
             used: USER + self.used,
+            packed: false,
             base: u32::from(self.used_seen),
             event_idx,
             indirect,
+            in_order: false,
         }
     }
 

@@ -15,6 +15,8 @@ const CONFIG_LEN: usize = 24;
 const FEATURES: u64 = virtio::F_VERSION_1
     | virtio::F_INDIRECT_DESC
     | virtio::F_EVENT_IDX
+    | virtio::F_RING_PACKED
+    | virtio::F_IN_ORDER
     | virtio::F_ANY_LAYOUT
     | virtio::NET_F_MRG_RXBUF
     | virtio::NET_F_CSUM

@@ -234,6 +234,7 @@ impl DeviceState {
                 let at = usize::from(ring);
                 self.mend();
                 self.remove(at)?;
+                self.vhost.resume.forget(at);
                 self.activate(told);
                 let base = told.vrings.get(at).map_or(0, |vring| vring.base);
                 let ended = self.ended.get_mut(at).and_then(Option::take).unwrap_or(base);
@@ -242,6 +243,7 @@ impl DeviceState {
             Action::Reset => {
                 self.mend();
                 self.remove_all(told)?;
+                (0..told.vrings.len()).for_each(|at| self.vhost.resume.forget(at));
                 Ok(Ok(()))
             }
             Action::Rarp(mac) => {
@@ -349,6 +351,7 @@ impl DeviceState {
             Err(error) => return Ok(Err(DeviceError::Call { ring: at, error })),
         };
         let config = RingConfig {
+            packed: told.has(virtio::F_RING_PACKED),
             size: vring.num,
             desc: addr.desc,
             avail: addr.avail,
@@ -356,6 +359,7 @@ impl DeviceState {
             base: vring.base,
             event_idx: told.has(virtio::F_EVENT_IDX),
             indirect: told.has(virtio::F_INDIRECT_DESC),
+            in_order: told.has(virtio::F_IN_ORDER),
         };
         if told.control_queue() == Some(at) {
             return Ok(self.sync_control(told, at, log, call, &memory, config));
@@ -410,7 +414,8 @@ impl DeviceState {
             }
         }
         // A new call descriptor may have missed the last signal.
-        let call = guard.as_ref().filter(|_| !is_new).and_then(|live| live.call.clone());
+        let missed = |live: &&Live| !is_new || live.ring.was_resumed();
+        let call = guard.as_ref().filter(missed).and_then(|live| live.call.clone());
         drop(guard);
         drop(old);
         if let Some(call) = call {
@@ -436,7 +441,7 @@ impl DeviceState {
         memory: &Arc<GuestMemory>,
         config: &RingConfig,
     ) -> Result<Ring, RingError> {
-        let mut ring = Ring::new(memory, config)?;
+        let mut ring = Ring::new(memory, config, self.vhost.resume.record(at, config))?;
         if let Some(index) = self.resume.get_mut(at).and_then(Option::take) {
             ring.resume_at(index);
         }
@@ -472,6 +477,11 @@ impl DeviceState {
         control.call = call;
         control.log = log;
         control.kick.clone_from(&kick);
+        if control.ring.was_resumed()
+            && let Some(call) = &control.call
+        {
+            call.signal();
+        }
         self.control = Some(control);
         self.generation += 1;
         self.built[at] = Some(Built { config, generation: self.generation, kick });

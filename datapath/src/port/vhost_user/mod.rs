@@ -19,6 +19,7 @@ mod logging;
 mod origin;
 mod quarantine;
 pub(crate) mod queue;
+pub(crate) mod resume;
 pub(crate) mod thread;
 
 pub(crate) use config_space::offer;

@@ -9,6 +9,7 @@ use wire::MacAddr;
 
 pub(crate) use super::call::Call;
 use super::quarantine::Quarantine;
+use super::resume::ResumeRecords;
 use crate::offload::OffloadSet;
 
 /// A ring in use, with everything that a burst needs of it.
@@ -78,10 +79,11 @@ pub(crate) struct VhostPort {
     /// A guest that the workers have to announce: its address, above that a one. 0 when there is none.
     announcement: AtomicU64,
     quarantine: Quarantine,
+    pub(crate) resume: ResumeRecords,
 }
 
 impl VhostPort {
-    pub(crate) fn new(pairs: u16) -> Self {
+    pub(crate) fn new(pairs: u16, resume: ResumeRecords) -> Self {
         let queues = || (0..pairs).map(|_| Queue::default()).collect();
         Self {
             rx: queues(),
@@ -90,6 +92,7 @@ impl VhostPort {
             tx_setup: Mutex::default(),
             announcement: AtomicU64::new(0),
             quarantine: Quarantine::default(),
+            resume,
         }
     }
 
