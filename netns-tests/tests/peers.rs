@@ -68,7 +68,16 @@ fn dpdk_virtio_user_passes_traffic() -> anyhow::Result<()> {
     let one = lab.daemon.port("lan", "one", &[])?;
     let two = lab.daemon.port("lan", "two", &[])?;
     let socket = |port: &api::PortInfo| port.socket.clone().context("no socket");
-    for extra in ["", ",mrg_rxbuf=0", ",mrg_rxbuf=1,in_order=1", ",queue_size=1024"] {
+    for extra in [
+        "",
+        ",mrg_rxbuf=0,in_order=0",
+        ",mrg_rxbuf=1,in_order=1",
+        ",queue_size=1024",
+        ",packed_vq=1,mrg_rxbuf=1,in_order=0",
+        ",packed_vq=1,mrg_rxbuf=0,in_order=1",
+        ",packed_vq=1,mrg_rxbuf=1,in_order=1,queue_size=1024",
+        ",packed_vq=1,mrg_rxbuf=0,in_order=1,vectorized=1",
+    ] {
         testpmd(&socket(&one)?, &socket(&two)?, extra).with_context(|| format!("`{extra}`"))?;
     }
     Ok(())
