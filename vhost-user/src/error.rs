@@ -88,8 +88,6 @@ pub enum Refusal {
     RegionOverflow { region: usize, what: &'static str, start: u64, size: u64 },
     #[error("memory regions {first} and {second} overlap in {what}es")]
     RegionOverlap { first: usize, second: usize, what: &'static str },
-    #[error("no memory region of {size:#x} bytes at guest address {guest_addr:#x}")]
-    NoSuchRegion { guest_addr: u64, size: u64 },
     #[error(
         "a dirty log of {size:#x} bytes at offset {offset:#x} is empty, too large or overflows"
     )]

@@ -16,6 +16,7 @@ use anyhow::{Context, ensure};
 
 pub use namespace::Namespace;
 pub use qemu::Qemu;
+pub use qmp::Qmp;
 pub use uml::Uml;
 pub use vmm::Vmm;
 

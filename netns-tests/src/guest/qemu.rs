@@ -9,9 +9,8 @@ use serde_json::{Value, json};
 use wire::MacAddr;
 
 use super::console::Console;
-use super::qmp::Qmp;
 use super::slot::Slot;
-use super::{Guest, Ran};
+use super::{Guest, Qmp, Ran};
 use crate::process::Process;
 use crate::record::run;
 use crate::wait;
@@ -76,7 +75,8 @@ pub struct Nic<'a> {
 }
 
 impl Qemu {
-    /// Boot with these cards; returns when the agent answers. Waits for a free slot first.
+    /// Boot with these cards; returns when the agent answers. Waits for a free slot first. There
+    /// is a processor for every pair of queues, since Linux uses no more pairs than processors.
     ///
     /// # Errors
     /// When the kernel does not come up within two minutes.
@@ -134,8 +134,10 @@ impl Qemu {
 
     fn power_on(name: &str, nics: &[Nic<'_>], machine: &Machine) -> anyhow::Result<Self> {
         let dir = run().directory(name);
+        let processors = nics.iter().map(|nic| nic.queue_pairs).max().unwrap_or(1);
         let mut command = Command::new("qemu-system-x86_64");
         command
+            .args(["-smp", &processors.to_string()])
             .args(["-M", "pc,accel=tcg,memory-backend=m"])
             .args(["-object", "memory-backend-memfd,id=m,size=256M,share=on"])
             .args(["-nodefaults", "-no-reboot", "-nographic", "-serial", "stdio"])
@@ -159,7 +161,7 @@ impl Qemu {
                 .arg("-device")
                 // MSI-X with vhost-user crashes this QEMU under TCG.
                 .arg(format!(
-                    "virtio-net-pci,netdev=n{n},mac={},romfile=,vectors=0,mq={},guest_announce={}",
+                    "virtio-net-pci,id=nic{n},netdev=n{n},mac={},romfile=,vectors=0,mq={},guest_announce={}",
                     nic.mac,
                     if queues > 1 { "on" } else { "off" },
                     if machine.announcer == Announcer::Guest { "on" } else { "off" }
@@ -206,6 +208,12 @@ impl Qemu {
             rounds: number(&info["ram"]["dirty-sync-count"]),
             bytes: number(&info["ram"]["transferred"]),
         })
+    }
+
+    /// # Errors
+    /// When QEMU does not answer on its monitor.
+    pub fn monitor(&self) -> anyhow::Result<Qmp> {
+        Qmp::connect(&self.dir.join("qmp"))
     }
 
     pub fn process(&mut self) -> &mut Process {

@@ -10,8 +10,9 @@ use serde_json::{Value, json};
 
 use crate::wait;
 
+/// A conversation; QEMU holds one at a time.
 #[derive(Debug)]
-pub(super) struct Qmp {
+pub struct Qmp {
     reader: BufReader<UnixStream>,
 }
 
@@ -33,7 +34,7 @@ impl Qmp {
     ///
     /// # Errors
     /// With QEMU's words when it refuses.
-    pub(super) fn execute(&mut self, command: &str, arguments: &Value) -> anyhow::Result<Value> {
+    pub fn execute(&mut self, command: &str, arguments: &Value) -> anyhow::Result<Value> {
         let message = json!({ "execute": command, "arguments": arguments });
         writeln!(self.reader.get_ref(), "{message}")?;
         loop {
@@ -46,6 +47,19 @@ impl Qmp {
                 return Ok(value.take());
             }
         }
+    }
+
+    /// Two bytes of the guest's memory.
+    ///
+    /// # Errors
+    /// When QEMU does not show them.
+    pub fn read_u16(&mut self, address: u64) -> anyhow::Result<u16> {
+        let line = json!({ "command-line": format!("xp /1hx {address:#x}") });
+        let answer = self.execute("human-monitor-command", &line)?;
+        let text = answer.as_str().unwrap_or_default();
+        let word = text.split_whitespace().last().and_then(|word| word.strip_prefix("0x"));
+        let value = word.and_then(|word| u16::from_str_radix(word, 16).ok());
+        value.with_context(|| format!("memory at {address:#x} shows as {text:?}"))
     }
 
     fn message(&mut self) -> anyhow::Result<Value> {

@@ -38,8 +38,18 @@ pub(crate) fn get_max_mem_slots(_: &mut Context<'_>) -> Result<Reaction, Refusal
     Ok(Reaction::reply(MEM_SLOTS as u64))
 }
 
+/// A region that is there already is fine: QEMU before 8.1 sends each once per pair of queues.
 pub(crate) fn add_mem_reg(context: &mut Context<'_>) -> Result<Reaction, Refusal> {
+    let RegionPayload { guest_addr, size, user_addr, mmap_offset } =
+        head::<SlotPayload>(context.payload).0.region;
     let regions = &mut context.device.regions;
+    let known = regions.iter().any(|region| {
+        (region.guest_addr, region.size, region.user_addr, region.mmap_offset)
+            == (guest_addr, size, user_addr, mmap_offset)
+    });
+    if known {
+        return Ok(Reaction::Done);
+    }
     if regions.len() >= MEM_SLOTS {
         return Err(Refusal::RegionCount { count: regions.len() as u64 + 1, max: MEM_SLOTS });
     }
@@ -51,7 +61,8 @@ pub(crate) fn add_mem_reg(context: &mut Context<'_>) -> Result<Reaction, Refusal
     Ok(Reaction::Act(Action::Memory))
 }
 
-/// The region is named by its addresses and size. A descriptor that comes along is closed.
+/// The region is named by its addresses and size; one that is not there is fine, for the same QEMU
+/// removes once per pair of queues too. A descriptor that comes along is closed.
 pub(crate) fn rem_mem_reg(context: &mut Context<'_>) -> Result<Reaction, Refusal> {
     let RegionPayload { guest_addr, size, user_addr, .. } =
         head::<SlotPayload>(context.payload).0.region;
@@ -59,7 +70,7 @@ pub(crate) fn rem_mem_reg(context: &mut Context<'_>) -> Result<Reaction, Refusal
     let found = regions.iter().position(|region| {
         (region.guest_addr, region.size, region.user_addr) == (guest_addr, size, user_addr)
     });
-    let Some(found) = found else { return Err(Refusal::NoSuchRegion { guest_addr, size }) };
+    let Some(found) = found else { return Ok(Reaction::Done) };
     regions.remove(found);
     Ok(Reaction::Act(Action::Memory))
 }
