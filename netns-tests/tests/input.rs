@@ -214,6 +214,20 @@ fn a_foreign_drop_policy_is_named_in_a_warning() -> anyhow::Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_drop_policy_of_legacy_iptables_is_named_in_a_warning() -> anyhow::Result<()> {
+    let (host, daemon) = daemon()?;
+    host.run(&["iptables-legacy", "-P", "FORWARD", "DROP"])?;
+    let xml = network("<forward mode='nat'/><ip address='10.1.0.1' prefix='24'/>");
+    let file = daemon.dir().join("n.xml");
+    fs::write(&file, xml)?;
+    daemon.netctl(&["net-define", &file.display().to_string()])?;
+    let output = daemon.netctl_output(&["net-start", "n"])?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("iptables-legacy, chain FORWARD"), "{text}");
+    Ok(())
+}
+
 /// Malformed DHCP and DNS from a guest: the services go on, and two other guests, between which a
 /// thousand frames per second pass meanwhile, lose nothing.
 #[test]

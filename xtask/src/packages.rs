@@ -18,6 +18,7 @@ pub(crate) const LAB: &[&str] = &[
     "dpdk-dev",
     "iproute2",
     "iperf3",
+    "iptables",
     "isc-dhcp-client",
     "kmod",
     "nftables",

@@ -6,12 +6,13 @@
 
 use serde_json::Value;
 
+use super::legacy::{self, Filter};
 use super::nft;
 use crate::host::sysctl;
 
 /// One sentence per foreign chain that drops by policy.
 pub(super) fn warnings(own_table: &str, interface: &str) -> Vec<String> {
-    let Ok(Some(listing)) = nft::list(&["chains"]) else { return Vec::new() };
+    let listing = nft::list(&["chains"]).ok().flatten().unwrap_or_default();
     let Foreign { dropping, firewalld } = read(&listing, own_table);
     let mut warnings: Vec<String> =
         dropping.iter().map(|chain| sentence(chain, interface)).collect();
@@ -21,16 +22,26 @@ pub(super) fn warnings(own_table: &str, interface: &str) -> Vec<String> {
              --zone=trusted --add-interface={interface}"
         ));
     }
-    let forward = dropping.iter().find(|chain| chain.hook == "forward");
+    let mut forward = dropping
+        .iter()
+        .find(|chain| chain.hook == "forward")
+        .map(|chain| format!("table {} {}, chain {}", chain.family, chain.table, chain.name));
+    for (program, filter) in legacy::filters() {
+        if let Filter::Dropping(chains) = &filter
+            && chains.iter().any(|chain| chain == "FORWARD")
+        {
+            forward.get_or_insert(format!("{program}-legacy, chain FORWARD"));
+        }
+        warnings.extend(legacy_sentences(program, &filter, interface));
+    }
     if let Some(chain) = forward {
         let bridged = ["bridge/bridge-nf-call-iptables", "bridge/bridge-nf-call-ip6tables"]
             .iter()
             .any(|key| sysctl::value(key).is_some_and(|value| value == "1"));
         if bridged {
             warnings.push(format!(
-                "net.bridge.bridge-nf-call-iptables is 1: table {} {}, chain {} also drops frames \
-                 between ports of Linux bridges; set it to 0 unless something needs it",
-                chain.family, chain.table, chain.name
+                "net.bridge.bridge-nf-call-iptables is 1: {chain} also drops frames between ports \
+                 of Linux bridges; set it to 0 unless something needs it"
             ));
         }
     }
@@ -39,11 +50,8 @@ pub(super) fn warnings(own_table: &str, interface: &str) -> Vec<String> {
 
 fn sentence(chain: &Dropping, interface: &str) -> String {
     let Dropping { family, table, name, hook } = chain;
-    let (what, directions): (_, &[&str]) = if hook == "input" {
-        ("that guests send to this host, DNS queries among them,", &["iifname"])
-    } else {
-        ("that guests send or receive", &["iifname", "oifname"])
-    };
+    let what = lost(hook == "input");
+    let directions: &[&str] = if hook == "input" { &["iifname"] } else { &["iifname", "oifname"] };
     let commands: Vec<String> = directions
         .iter()
         .map(|key| format!("nft insert rule {family} {table} {name} {key} {interface} accept"))
@@ -53,6 +61,40 @@ fn sentence(chain: &Dropping, interface: &str) -> String {
          (policy drop); to accept them: {}",
         commands.join("; ")
     )
+}
+
+/// Which packets of guests a chain drops.
+fn lost(input: bool) -> &'static str {
+    if input {
+        "that guests send to this host, DNS queries among them,"
+    } else {
+        "that guests send or receive"
+    }
+}
+
+fn legacy_sentences(program: &str, filter: &Filter, interface: &str) -> Vec<String> {
+    let Filter::Dropping(chains) = filter else {
+        return vec![format!(
+            "{program}-legacy has a filter table, whose policies cannot be read without \
+             {program}-legacy-save (Debian package iptables): if they are DROP, packets of guests \
+             are dropped"
+        )];
+    };
+    let of_chain = |chain: &String| {
+        let input = chain == "INPUT";
+        let directions: &[&str] = if input { &["-i"] } else { &["-i", "-o"] };
+        let commands: Vec<String> = directions
+            .iter()
+            .map(|way| format!("{program}-legacy -I {chain} {way} {interface} -j ACCEPT"))
+            .collect();
+        format!(
+            "{program}-legacy, chain {chain} drops packets {} unless a rule there accepts them \
+             (policy DROP); to accept them: {}",
+            lost(input),
+            commands.join("; ")
+        )
+    };
+    chains.iter().map(of_chain).collect()
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -94,6 +136,21 @@ fn read(listing: &str, own_table: &str) -> Foreign {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn legacy_chains_are_named_with_the_way_out() {
+        let forward = Filter::Dropping(vec!["FORWARD".to_owned()]);
+        let sentences = legacy_sentences("iptables", &forward, "virbr0");
+        assert_eq!(
+            sentences,
+            ["iptables-legacy, chain FORWARD drops packets that guests send or receive unless a \
+              rule there accepts them (policy DROP); to accept them: iptables-legacy -I FORWARD -i \
+              virbr0 -j ACCEPT; iptables-legacy -I FORWARD -o virbr0 -j ACCEPT"]
+        );
+        let unread = legacy_sentences("ip6tables", &Filter::Unread, "virbr0");
+        assert!(unread[0].contains("ip6tables-legacy-save"), "{unread:?}");
+        assert!(legacy_sentences("iptables", &Filter::Dropping(vec![]), "virbr0").is_empty());
+    }
 
     #[test]
     fn only_dropping_base_chains_of_others_count() {

@@ -6,6 +6,7 @@
 //! ([`super::watch`]) puts the table back.
 
 mod foreign;
+mod legacy;
 mod monitor;
 mod nft;
 mod ruleset;
