@@ -47,6 +47,13 @@ pub enum EventKind {
         port: String,
         uuid: Uuid,
     },
+    /// Its profile.
+    PortChanged {
+        network: String,
+        port: String,
+        uuid: Uuid,
+        profile: crate::PortProfile,
+    },
     PortDeleted {
         network: String,
         port: String,
@@ -66,6 +73,12 @@ pub enum EventKind {
     LeaseRemoved {
         network: String,
         lease: crate::Lease,
+    },
+    /// Somebody else had changed or removed our firewall rules; they are back.
+    FirewallRepaired,
+    /// Somebody else has changed or removed our firewall rules, and they could not be put back.
+    FirewallBroken {
+        reason: String,
     },
     /// `missed` events were not kept for this reader.
     Gap {

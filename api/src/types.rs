@@ -198,6 +198,47 @@ pub struct PortAdd {
     pub profile: PortProfile,
 }
 
+/// `PATCH /v1/ports/{port}`, a merge patch (RFC 7396) of its profile: what is absent stays as it
+/// is, `null` takes the network's setting again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PortSet {
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub portgroup: Option<Option<String>>,
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vlan>)]
+    pub vlan: Option<Option<Vlan>>,
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<bool>)]
+    pub isolated: Option<Option<bool>>,
+}
+
+/// A field that is there, be it `null`.
+fn given<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(
+    field: D,
+) -> Result<Option<T>, D::Error> {
+    T::deserialize(field).map(Some)
+}
+
+impl PortSet {
+    /// The profile with these changes.
+    #[must_use]
+    pub fn applied_to(&self, profile: &PortProfile) -> PortProfile {
+        let mut new = profile.clone();
+        if let Some(portgroup) = &self.portgroup {
+            new.portgroup.clone_from(portgroup);
+        }
+        if let Some(vlan) = &self.vlan {
+            new.vlan.clone_from(vlan);
+        }
+        if let Some(isolated) = self.isolated {
+            new.isolated = isolated;
+        }
+        new
+    }
+}
+
 /// `GET /v1/ports`, `GET /v1/ports/{name or uuid}`, `GET /v1/networks/{network}/ports`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PortInfo {
@@ -282,4 +323,26 @@ pub struct InstanceInfo {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Autostart {
     pub autostart: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_patch_tells_absent_from_null() {
+        let old = PortProfile {
+            portgroup: Some("red".to_owned()),
+            vlan: Some(Vlan::Access(7)),
+            isolated: Some(true),
+        };
+        let patch = |text: &str| serde_json::from_str::<PortSet>(text).expect("a patch");
+        assert_eq!(patch("{}").applied_to(&old), old);
+        let changed = patch(r#"{"vlan":{"access":9},"isolated":null}"#);
+        let new = PortProfile { vlan: Some(Vlan::Access(9)), isolated: None, ..old.clone() };
+        assert_eq!(changed.applied_to(&old), new);
+        let text = serde_json::to_string(&changed).expect("JSON");
+        assert_eq!(text, r#"{"vlan":{"access":9},"isolated":null}"#);
+        assert!(serde_json::from_str::<PortSet>(r#"{"vlam":null}"#).is_err());
+    }
 }

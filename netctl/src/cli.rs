@@ -119,6 +119,8 @@ pub(crate) enum Command {
     },
     /// Show what a port is, and how to attach to it
     PortInfo(Port),
+    /// Change how a port forwards, also while it is in use
+    PortSet(PortSet),
     /// Remove a port
     PortDel(Port),
     /// Show the counters of a port
@@ -285,6 +287,13 @@ pub(crate) struct PortAdd {
     /// UUID of the port [default: a random one]
     #[arg(long, value_name = "UUID")]
     pub(crate) uuid: Option<Uuid>,
+    #[command(flatten)]
+    pub(crate) profile: Profile,
+}
+
+/// How a port forwards.
+#[derive(Args, Debug)]
+pub(crate) struct Profile {
     /// Untagged outside, this VLAN inside
     #[arg(long, value_name = "VLAN", conflicts_with = "trunk")]
     pub(crate) vlan: Option<u16>,
@@ -301,6 +310,28 @@ pub(crate) struct PortAdd {
     /// Portgroup of the network to take settings from
     #[arg(long, value_name = "NAME")]
     pub(crate) portgroup: Option<String>,
+}
+
+#[derive(Args, Debug)]
+#[command(group = clap::ArgGroup::new("change").required(true).multiple(true)
+    .args(["vlan", "trunk", "isolated", "portgroup", "reset"]))]
+pub(crate) struct PortSet {
+    /// Name or UUID of the port
+    #[arg(value_name = "port", add = ArgValueCandidates::new(complete::ports))]
+    pub(crate) port: String,
+    #[command(flatten)]
+    pub(crate) profile: Profile,
+    /// Take the network's settings again
+    #[arg(long, value_enum, value_name = "SETTINGS", value_delimiter = ',')]
+    pub(crate) reset: Vec<Setting>,
+}
+
+/// A setting of a port's profile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Setting {
+    Vlan,
+    Isolated,
+    Portgroup,
 }
 
 #[derive(Args, Debug)]
@@ -386,7 +417,7 @@ mod tests {
     fn kinds_of_ports_exclude_each_other() {
         let port = port_add("netctl port-add net web1 --netns red --ifname eth0 --vlan 7");
         assert_eq!((port.netns.as_deref(), port.ifname.as_deref()), (Some("red"), Some("eth0")));
-        assert_eq!(port.vlan, Some(7));
+        assert_eq!(port.profile.vlan, Some(7));
         for line in [
             "netctl port-add net web1 --netns red",
             "netctl port-add net web1 --ifname eth0",
@@ -409,9 +440,30 @@ mod tests {
 
     #[test]
     fn isolation_may_be_said_or_denied() {
-        assert_eq!(port_add("netctl port-add n p").isolated, None);
-        assert_eq!(port_add("netctl port-add n p --isolated").isolated, Some(true));
-        assert_eq!(port_add("netctl port-add n p --isolated=no").isolated, Some(false));
+        assert_eq!(port_add("netctl port-add n p").profile.isolated, None);
+        assert_eq!(port_add("netctl port-add n p --isolated").profile.isolated, Some(true));
+        assert_eq!(port_add("netctl port-add n p --isolated=no").profile.isolated, Some(false));
+    }
+
+    #[test]
+    fn a_change_of_a_port_changes_something() {
+        let line = "netctl port-set p --trunk 5 --native 1 --reset isolated,portgroup";
+        match parse(line).expect("good").command {
+            Command::PortSet(set) => {
+                assert_eq!(set.reset, [Setting::Isolated, Setting::Portgroup]);
+                assert_eq!(set.profile.native, Some(1));
+            }
+            other => panic!("{other:?}"),
+        }
+        for line in [
+            "netctl port-set p",
+            "netctl port-set --vlan 1",
+            "netctl port-set p --native 1",
+            "netctl port-set p --vlan 1 --trunk all",
+            "netctl port-set p --reset mac",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Two daemons in one namespace, and one after another on the same files.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use netns_tests::guest::{Guest, Namespace};
 use netns_tests::topology::{CONFIG, world};
@@ -42,6 +43,24 @@ fn stopping_one_instance_leaves_the_other_undisturbed() -> anyhow::Result<()> {
     a.ping(netns_tests::topology::INET)?;
     let rules = host.run(&["nft", "list", "ruleset"])?;
     assert!(!rules.contains("lan21") && rules.contains("lan22"), "{rules}");
+    Ok(())
+}
+
+#[test]
+fn rules_that_somebody_removes_come_back_and_it_is_told() -> anyhow::Result<()> {
+    let (host, _inet) = world()?;
+    let host = Arc::new(host);
+    let daemon = Daemon::start(&host, "one", CONFIG)?;
+    daemon.network("lan", &network(24))?;
+    let mut a = guest(&daemon, "a")?;
+    a.dhcp()?;
+    host.run(&["nft", "flush", "ruleset"])?;
+    let words = ["-o", "json", "events", "--since", "0", "--timeout", "1"];
+    netns_tests::wait::some("the event", Duration::from_secs(30), || {
+        daemon.netctl(&words).ok().filter(|events| events.contains("\"firewall-repaired\""))
+    })?;
+    assert!(host.run(&["nft", "list", "ruleset"])?.contains("lan24"));
+    a.ping(netns_tests::topology::INET)?;
     Ok(())
 }
 

@@ -42,6 +42,41 @@ fn access_ports_of_different_vlans_do_not_hear_each_other() -> anyhow::Result<()
 }
 
 #[test]
+fn a_port_changes_its_vlan_while_in_use_and_keeps_it() -> anyhow::Result<()> {
+    let mut lab = Lab::new()?;
+    lab.daemon.network("lan", NETWORK)?;
+    let mut a = namespace(&lab, "a", 10, &["--vlan", "10"])?;
+    let mut b = namespace(&lab, "b", 11, &["--vlan", "20"])?;
+    assert!(!a.reaches("10.9.0.11".parse()?)?, "VLAN 10 reaches VLAN 20");
+
+    let set = lab.daemon.json::<api::PortInfo>(&["port-set", "b", "--vlan", "10"])?;
+    assert_eq!(set.profile.vlan, Some(api::Vlan::Access(10)));
+    a.ping("10.9.0.11")?;
+    b.ping("10.9.0.10")?;
+    lab.daemon.netctl(&["port-set", "a", "--isolated"])?;
+    a.ping("10.9.0.11")?;
+    lab.daemon.netctl(&["port-set", "b", "--isolated"])?;
+    assert!(!a.reaches("10.9.0.11".parse()?)?, "isolated reaches isolated");
+
+    lab.daemon.kill()?;
+    lab.daemon.up()?;
+    let port = lab.daemon.json::<api::PortInfo>(&["port-info", "b"])?;
+    assert_eq!((port.profile.vlan, port.profile.isolated), (set.profile.vlan, Some(true)));
+    assert!(!a.reaches("10.9.0.11".parse()?)?, "isolated reaches isolated after a restart");
+    lab.daemon.netctl(&["port-set", "b", "--reset", "isolated"])?;
+    a.ping("10.9.0.11")?;
+    lab.daemon.netctl(&["port-set", "b", "--reset", "vlan"])?;
+    assert!(!a.reaches("10.9.0.11".parse()?)?, "VLAN 10 untagged reaches a port of all VLANs");
+    let refused = lab.daemon.netctl_output(&["port-set", "b", "--portgroup", "nobody"])?;
+    let text = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && text.contains("no portgroup 'nobody'"), "{text}");
+    // All of it was told, refusals apart.
+    let events = lab.daemon.netctl(&["-o", "json", "events", "--since", "0", "--timeout", "1"])?;
+    assert_eq!(events.matches("\"port-changed\"").count(), 2, "{events}");
+    Ok(())
+}
+
+#[test]
 fn isolated_ports_reach_the_gateway_and_not_each_other() -> anyhow::Result<()> {
     let lab = Lab::new()?;
     lab.daemon.network("lan", NETWORK)?;

@@ -23,7 +23,7 @@ use sse::Parser;
 
 use crate::{
     Autostart, Event, FdbEntry, Instance, InstanceInfo, Lease, NetworkInfo, NetworkStats, PortAdd,
-    PortInfo, PortStats, Problem,
+    PortInfo, PortSet, PortStats, Problem,
 };
 
 /// Longest answer that is read, in bytes.
@@ -187,6 +187,15 @@ impl Client {
     /// See [`Client::instance`].
     pub async fn port(&self, port: &str) -> Result<PortInfo> {
         self.get(&format!("/v1/ports/{}", segment(port))).await
+    }
+
+    /// `PATCH /v1/ports/{port}`
+    ///
+    /// # Errors
+    /// See [`Client::instance`].
+    pub async fn set_port(&self, port: &str, change: &PortSet) -> Result<PortInfo> {
+        let path = format!("/v1/ports/{}", segment(port));
+        self.send(Method::PATCH, &path, Some(Body::json(change)?)).await
     }
 
     /// `DELETE /v1/ports/{port}`

@@ -60,6 +60,9 @@ fn line(event: &Event) -> String {
         EventKind::PortAdded { network, port, .. } => {
             format!("network {network}: port {port} added")
         }
+        EventKind::PortChanged { network, port, .. } => {
+            format!("network {network}: port {port} changed")
+        }
         EventKind::PortDeleted { network, port, .. } => {
             format!("network {network}: port {port} deleted")
         }
@@ -73,6 +76,12 @@ fn line(event: &Event) -> String {
         }
         EventKind::LeaseRemoved { network, lease } => {
             format!("network {network}: lease {} of {} ended", lease.ip, lease.mac)
+        }
+        EventKind::FirewallRepaired => {
+            "firewall: the rules had been changed and are back".to_owned()
+        }
+        EventKind::FirewallBroken { reason } => {
+            format!("firewall: the rules were changed and cannot be put back ({reason})")
         }
         EventKind::Gap { missed } => format!("{missed} events were missed"),
     };

@@ -53,6 +53,7 @@ pub(crate) async fn run(cli: Cli, output: &mut Output) -> Result<(), Failure> {
         Command::PortAdd(port) => ports::add(context, *port).await,
         Command::PortList { network } => ports::list(context, network.as_deref()).await,
         Command::PortInfo(it) => ports::info(context, &it.port).await,
+        Command::PortSet(it) => ports::set(context, it).await,
         Command::PortDel(it) => ports::delete(context, &it.port).await,
         Command::PortStats { port, interval, count } => {
             stats::stats(context, &port.port, interval, count).await

@@ -1,12 +1,12 @@
-//! `port-add`, `port-list`, `port-info`, `port-del`.
+//! `port-add`, `port-list`, `port-info`, `port-set`, `port-del`.
 
 use std::fmt::Write as _;
 
-use api::{PortInfo, PortKind, PortProfile, PortState, SocketAccess, Vlan};
+use api::{PortInfo, PortKind, PortProfile, PortSet, PortState, SocketAccess, Vlan};
 
 use super::Context;
 use super::attach::snippets;
-use crate::cli::{self, VlanList};
+use crate::cli::{self, Setting, VlanList};
 use crate::failure::{Failure, Lead as _, system_words};
 use crate::output::{clean, state};
 use crate::table::Table;
@@ -58,13 +58,40 @@ fn request(options: cli::PortAdd) -> Result<api::PortAdd, Failure> {
         })?;
         PortKind::VhostUser { connect, access, queue_pairs: options.queues }
     };
+    let profile = profile(options.profile);
+    Ok(api::PortAdd { name: options.name, uuid: options.uuid, port, mac: options.mac, profile })
+}
+
+fn profile(options: cli::Profile) -> PortProfile {
     let vlan = match (options.vlan, options.trunk) {
         (Some(vlan), _) => Some(Vlan::Access(vlan)),
         (None, Some(VlanList(allowed))) => Some(Vlan::Trunk { native: options.native, allowed }),
         (None, None) => None,
     };
-    let profile = PortProfile { portgroup: options.portgroup, vlan, isolated: options.isolated };
-    Ok(api::PortAdd { name: options.name, uuid: options.uuid, port, mac: options.mac, profile })
+    PortProfile { portgroup: options.portgroup, vlan, isolated: options.isolated }
+}
+
+pub(super) async fn set(context: &mut Context<'_>, options: cli::PortSet) -> Result<(), Failure> {
+    let name = options.port.clone();
+    let lead = Some(format!("Failed to change port {name}"));
+    let port = context.client.set_port(&name, &change(options)).await.port(&name, lead)?;
+    if context.output.is_json() {
+        context.output.json(&port)?;
+        return Ok(());
+    }
+    context.output.message(&format!("Port {} changed", clean(&port.name, false)))?;
+    Ok(())
+}
+
+/// What is given; what is to be reset is `null`, unless it is given too.
+fn change(options: cli::PortSet) -> PortSet {
+    let PortProfile { portgroup, vlan, isolated } = profile(options.profile);
+    let reset = |setting: Setting| options.reset.contains(&setting);
+    PortSet {
+        portgroup: portgroup.map(Some).or(reset(Setting::Portgroup).then_some(None)),
+        vlan: vlan.map(Some).or(reset(Setting::Vlan).then_some(None)),
+        isolated: isolated.map(Some).or(reset(Setting::Isolated).then_some(None)),
+    }
 }
 
 pub(super) async fn list(context: &mut Context<'_>, network: Option<&str>) -> Result<(), Failure> {

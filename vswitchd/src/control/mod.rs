@@ -53,7 +53,7 @@ fn router(context: Context) -> Router {
         .route("/v1/networks/{network}/fdb", get(networks::fdb))
         .route("/v1/networks/{network}/ports", get(ports::list_of).post(ports::add))
         .route("/v1/ports", get(ports::list))
-        .route("/v1/ports/{port}", get(ports::show).delete(ports::delete))
+        .route("/v1/ports/{port}", get(ports::show).patch(ports::set).delete(ports::delete))
         .route("/v1/ports/{port}/stats", get(ports::stats))
         .route("/v1/events", get(events::stream))
         .route("/v1/openapi.json", get(openapi::document))

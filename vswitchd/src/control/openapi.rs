@@ -34,6 +34,7 @@ use super::{events, instance, networks, ports};
         ports::list_of,
         ports::add,
         ports::show,
+        ports::set,
         ports::delete,
         ports::stats,
         events::stream
@@ -70,7 +71,7 @@ mod tests {
         let all = ids.len();
         ids.sort_unstable();
         ids.dedup();
-        assert_eq!((ids.len(), all), (19, 19), "every operation has a name of its own");
+        assert_eq!((ids.len(), all), (20, 20), "every operation has a name of its own");
         assert!(schemas.contains_key("PortKind") && schemas.contains_key("Problem"));
         assert!(value["paths"]["/v1/networks/{network}/ports"]["post"].is_object());
     }

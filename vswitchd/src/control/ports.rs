@@ -1,6 +1,6 @@
 //! `/v1/ports` and `/v1/networks/{network}/ports`.
 
-use api::{PortAdd, PortInfo, PortStats, Problem};
+use api::{PortAdd, PortInfo, PortSet, PortStats, Problem};
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, PathRejection};
@@ -69,6 +69,30 @@ pub(super) async fn show(
 ) -> Result<Json<PortInfo>> {
     let Path(port) = path?;
     Ok(Json(context.manager.port(&port)?))
+}
+
+/// Changes a port's profile, also while frames flow; its state stays.
+#[utoipa::path(
+    patch, operation_id = "set_port", path = "/v1/ports/{port}", params(("port" = String, Path)),
+    request_body = PortSet,
+    responses((status = 200, body = PortInfo), (status = "4XX", body = Problem,
+        content_type = "application/problem+json"))
+)]
+pub(super) async fn set(
+    State(context): State<Context>,
+    path: PathResult,
+    expected: Expected,
+    request: std::result::Result<Bytes, BytesRejection>,
+) -> Result<Json<PortInfo>> {
+    let Path(port) = path?;
+    let (manager, expected) = (context.manager, expected.revision()?);
+    let change: PortSet = body::json(request)?;
+    let info = run(async move {
+        let operation = manager.begin(expected).await?;
+        manager.set_port(&operation, &port, change).await
+    })
+    .await?;
+    Ok(Json(info))
 }
 
 /// Deletes a port, its socket or TAP, and the leases that were taken through it.

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use wire::MacAddr;
 
 use super::problem;
+use super::profile::Forwarding;
 use super::services::Trap;
 
 /// How long an address is remembered that is not seen any more (as Linux bridges do).
@@ -203,6 +204,12 @@ impl Dataplane {
         };
         self.add(settings, io).await?;
         Ok(Trap(handle))
+    }
+
+    /// Changes how a port that is in the datapath forwards.
+    pub(super) async fn set_port(&self, id: Uuid, forwarding: Forwarding) -> Result<(), Problem> {
+        let Forwarding { vlan, isolated } = forwarding;
+        self.call(move |datapath| datapath.set_port(id, vlan, isolated)).await
     }
 
     pub(super) async fn remove_port(&self, id: Uuid) -> Result<(), Problem> {

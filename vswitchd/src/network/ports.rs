@@ -1,16 +1,20 @@
-//! What users do to ports: add and delete.
+//! What users do to ports: add, change and delete.
 
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use api::{Code, EventKind, PortAdd, PortInfo, PortKind, PortState, Problem, SocketAccess};
+use api::{
+    Code, EventKind, PortAdd, PortInfo, PortKind, PortSet, PortState, Problem, SocketAccess,
+};
 use uuid::Uuid;
 
 use super::commit::Write;
 use super::definition::{INTERFACE_NAME_RULE, is_interface_name, random_mac};
+use super::hub::is_transient;
 use super::problem::{self, about};
 use super::raise::Raised;
-use super::tables::Port;
+use super::tables::{Network, Port};
+use super::undo::Undo;
 use super::{Manager, Operation, profile};
 use crate::socket;
 use crate::store::PortDocument;
@@ -224,6 +228,58 @@ impl Manager {
         let definitions = tables.networks.values().filter_map(|network| network.current()?.mac);
         let ports = tables.ports.values().map(|port| port.document.mac);
         definitions.chain(ports).all(|taken| taken != mac)
+    }
+
+    /// Changes a port's profile; frames of an active network are forwarded by it when this returns.
+    ///
+    /// # Errors
+    /// When there is no such port, or the network does not have a setting. Nothing is changed then.
+    pub async fn set_port(
+        &self,
+        _operation: &Operation<'_>,
+        wanted: &str,
+        change: PortSet,
+    ) -> Result<PortInfo, Problem> {
+        let (mut document, network, definition, in_datapath, transient) = {
+            let tables = self.tables();
+            let port = tables.port(wanted)?;
+            let document = port.document.clone();
+            let network = tables.networks.get(&document.network);
+            let in_datapath = port.undo.iter().any(|undo| matches!(undo, Undo::DataplanePort(_)));
+            let definition = network.and_then(Network::current).cloned();
+            let name = network.map_or_else(|| document.network.to_string(), |it| it.name.clone());
+            (document, name, definition, in_datapath, is_transient(port))
+        };
+        let (uuid, name) = (document.uuid, document.name.clone());
+        let profile = change.applied_to(&document.profile);
+        if profile == document.profile {
+            return self.port(wanted);
+        }
+        let forwarding = |of| definition.as_ref().map(|it| profile::resolve(it, of)).transpose();
+        let (old, new) = (forwarding(&document.profile), forwarding(&profile)?);
+        if let (Some(new), true) = (new, in_datapath) {
+            self.dataplane.set_port(uuid, new).await?;
+        }
+        document.profile = profile.clone();
+        // A port of the hub socket is as it is until its VMM leaves.
+        let writes = if transient { Vec::new() } else { vec![Write::Port(document)] };
+        let committed = self
+            .commit(writes, |tables| {
+                if let Some(port) = tables.ports.get_mut(&uuid) {
+                    port.document.profile = profile.clone();
+                }
+                vec![EventKind::PortChanged { network, port: name.clone(), uuid, profile }]
+            })
+            .await;
+        if let Err(error) = committed {
+            if let (Ok(Some(old)), true) = (old, in_datapath) {
+                self.dataplane.set_port(uuid, old).await?;
+            }
+            return Err(error);
+        }
+        let info = self.port(&uuid.to_string())?;
+        tracing::info!(network = %info.network, port = %name, %uuid, "port changed");
+        Ok(info)
     }
 
     /// Deletes a port and everything that it made.

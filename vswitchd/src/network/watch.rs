@@ -117,10 +117,14 @@ impl Manager {
         match event {
             HostEvent::FirewallRepaired => {
                 tracing::warn!("the firewall rules had been removed and were applied again");
+                self.bus.happened(EventKind::FirewallRepaired);
             }
-            HostEvent::FirewallBroken { reason } => tracing::error!(
-                "the firewall rules had been removed and could not be applied again: {reason}"
-            ),
+            HostEvent::FirewallBroken { reason } => {
+                tracing::error!(
+                    "the firewall rules had been removed and could not be applied again: {reason}"
+                );
+                self.bus.happened(EventKind::FirewallBroken { reason });
+            }
             HostEvent::NetnsGone { netns } => {
                 let ports: Vec<Uuid> = {
                     let tables = self.tables();
