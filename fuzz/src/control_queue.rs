@@ -16,7 +16,7 @@ pub fn control_queue(data: &[u8]) {
     let mut input = Input(data);
     let mut guest = Guest::new();
     let config = guest.config(input.u8() & 1 != 0);
-    let ring = Ring::new(&guest.memory, &config).expect("a good ring");
+    let ring = Ring::new(&guest.memory, &config, None).expect("a good ring");
     let mut queue = ControlQueue::new(ring, guest.memory.clone(), PAIRS);
     while !input.is_empty() {
         if input.u8() % 4 != 0 {

@@ -49,6 +49,8 @@ impl Guest {
 
     pub(crate) fn config(&self, event_idx: bool) -> RingConfig {
         RingConfig {
+            packed: false,
+            in_order: false,
             size: SIZE,
             desc: USER + DESC,
             avail: USER + AVAIL,

@@ -16,7 +16,7 @@ pub fn split_ring(data: &[u8]) {
     let mut input = Input(data);
     let mut guest = Guest::new();
     let config = guest.config(input.u8() & 1 != 0);
-    let mut ring = Ring::new(&guest.memory, &config).expect("a good ring");
+    let mut ring = Ring::new(&guest.memory, &config, None).expect("a good ring");
     let mut buf = ChainBuf::new();
     // Completed and not published: head and length.
     let mut done: VecDeque<(u16, u32)> = VecDeque::new();

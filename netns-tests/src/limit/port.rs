@@ -144,6 +144,8 @@ fn build(device: &Device) -> anyhow::Result<Option<Rings>> {
     let ring = |vring: &vhost_user::Vring| -> anyhow::Result<Ring> {
         let addr = vring.addr.context("a ring without addresses")?;
         let config = RingConfig {
+            packed: device.has(virtio::F_RING_PACKED),
+            in_order: device.has(virtio::F_IN_ORDER),
             size: vring.num,
             desc: addr.desc,
             avail: addr.avail,
@@ -152,7 +154,7 @@ fn build(device: &Device) -> anyhow::Result<Option<Rings>> {
             event_idx: device.has(virtio::F_EVENT_IDX),
             indirect: device.has(virtio::F_INDIRECT_DESC),
         };
-        let mut ring = Ring::new(&memory, &config)?;
+        let mut ring = Ring::new(&memory, &config, None)?;
         ring.suppress_kicks();
         Ok(ring)
     };
