@@ -21,6 +21,8 @@ mod control;
 mod counters;
 mod epoch;
 pub mod handover;
+#[cfg(feature = "hot-path")]
+pub mod hot_path;
 pub mod offload;
 pub mod port;
 mod sleeper;

@@ -10,6 +10,7 @@ mod capability;
 mod clean;
 mod dist;
 mod fuzz;
+mod guard;
 mod packages;
 mod phase;
 mod run;
@@ -35,6 +36,8 @@ enum Task {
     Bench(bench::Options),
     /// Run the fuzz targets under libFuzzer (needs cargo-fuzz)
     Fuzz(fuzz::Options),
+    /// Count the instructions of the hot path and compare them with their limits
+    Guard(guard::Options),
     /// Remove what an interrupted run left behind
     Clean,
     /// Man pages and shell completions into target/dist
@@ -70,6 +73,7 @@ fn main() -> anyhow::Result<()> {
         Task::Test(options) => run::test(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),
+        Task::Guard(options) => guard::run(&options),
         Task::Clean => clean::clean(),
         Task::Dist => dist::dist(),
         Task::Audit => run::audit(),

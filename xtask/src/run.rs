@@ -7,7 +7,7 @@ use anyhow::Context;
 use crate::build::{self, cargo};
 use crate::capability::{self, Optional};
 use crate::phase::{loud, phase};
-use crate::{Options, TestOptions, assets, packages};
+use crate::{Options, TestOptions, assets, guard, packages};
 
 pub(crate) fn setup(options: &Options) -> anyhow::Result<()> {
     capability::root()?;
@@ -44,6 +44,9 @@ pub(crate) fn test(options: &TestOptions) -> anyhow::Result<()> {
         }
         Ok(())
     })?;
+    if options.package.is_none() {
+        guard::run(&guard::Options::default())?;
+    }
     // What a passed run leaves are logs that nobody needs.
     netns_tests::record::remove_stale().map(drop)
 }

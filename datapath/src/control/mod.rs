@@ -150,6 +150,11 @@ impl Datapath {
         Ok(())
     }
 
+    #[cfg(feature = "hot-path")]
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.0.shared
+    }
+
     /// # Errors
     /// [`Error::BridgeExists`].
     pub fn add_bridge(&self, id: Uuid, name: &str, spec: BridgeSpec) -> Result<(), Error> {

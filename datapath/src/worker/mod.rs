@@ -31,6 +31,8 @@ use crate::port::vhost_user::queue::Call;
 use crate::snapshot::{Current, Port, Snapshot};
 use crate::wake::WakeFd;
 
+#[cfg(feature = "hot-path")]
+pub(crate) use burst::Buffers;
 pub(crate) use poller::Poller;
 use to_vhost::Fault;
 
