@@ -15,7 +15,8 @@ use virtio_ring::{GuestMemory, MappedRegion, RegionSpec, RingConfig};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Frames of a burst, and descriptors of each ring: a burst is a turn of the ring.
-pub(crate) const BURST: usize = 64;
+pub(crate) const BURST: usize = DESCRIPTORS as usize;
+const DESCRIPTORS: u16 = 64;
 pub(crate) const RX: usize = 0;
 pub(crate) const TX: usize = 1;
 
@@ -123,7 +124,7 @@ impl Guest {
         *turn = turn.wrapping_add(1);
         let turn = *turn;
         if self.kind == Kind::Split {
-            let index = turn.wrapping_mul(BURST as u16);
+            let index = turn.wrapping_mul(DESCRIPTORS);
             self.file.write_all_at(&index.to_le_bytes(), base + AVAIL + 2)?;
             return Ok(());
         }
@@ -144,7 +145,7 @@ impl Guest {
         let base = ring as u64 * RING;
         let turn = self.turns[ring];
         if self.kind == Kind::Split {
-            return Ok(self.word(base + USED + 2)? == turn.wrapping_mul(BURST as u16));
+            return Ok(self.word(base + USED + 2)? == turn.wrapping_mul(DESCRIPTORS));
         }
         let both = 1 << 7 | 1 << 15;
         let flags = self.word(base + 16 * (BURST as u64 - 1) + 14)? & both;
