@@ -102,6 +102,7 @@ impl Guest {
     pub(crate) fn config(&self, ring: usize) -> RingConfig {
         let base = USER + ring as u64 * RING;
         RingConfig {
+            packed: self.kind == Kind::Packed,
             size: 64,
             desc: base,
             avail: base + AVAIL,
@@ -109,6 +110,7 @@ impl Guest {
             base: self.base(),
             event_idx: false,
             indirect: false,
+            in_order: false,
         }
     }
 

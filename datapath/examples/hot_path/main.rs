@@ -47,7 +47,7 @@ fn main() -> anyhow::Result<()> {
 fn ring(kind: Kind) -> anyhow::Result<()> {
     let mut guest = Guest::new(kind, 64)?;
     let memory = guest.map()?;
-    let mut ring = Ring::new(&memory, &guest.config(driver::TX))?;
+    let mut ring = Ring::new(&memory, &guest.config(driver::TX), None)?;
     let mut buf = ChainBuf::new();
     let limit = Limit { chains: BURST, bytes: u64::MAX };
     for _ in 0..ROUNDS {
