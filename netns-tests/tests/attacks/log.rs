@@ -73,13 +73,13 @@ fn dirty_logs_that_lie() -> anyhow::Result<()> {
     let writable = memfd(ENOUGH)?;
     let path = format!("/proc/self/fd/{}", writable.as_raw_fd());
     let read_only = rustix::fs::open(path, OFlags::RDONLY, rustix::fs::Mode::empty())?;
-    for (name, fd) in [
-        ("a log on disk", OwnedFd::from(disk)),
-        ("a device as log", zero.into()),
-        ("a pipe as log", pipe),
-        ("a log that cannot be written", read_only),
+    for (name, fd, said) in [
+        ("a log on disk", OwnedFd::from(disk), "only memory files"),
+        ("a device as log", zero.into(), "only memory files"),
+        ("a pipe as log", pipe, "dirty log"),
+        ("a log that cannot be written", read_only, "dirty log"),
     ] {
-        scene.attack(name, Trace::Reason("dirty log"), |_, socket| {
+        scene.attack(name, Trace::Reason(said), |_, socket| {
             let attacker = Attacker::start(socket, 64)?;
             send_log(&attacker, ENOUGH, 0, &fd)?;
             attacker.raw.closed()?;
