@@ -105,6 +105,9 @@ pub(crate) struct PackedRing {
     signalled: bool,
     /// At the last look there was nothing to take any more.
     drained: bool,
+    /// The frontend said 0, which is the first place in every other turn; also what one says that knows split rings only and
+    /// means a new ring (User-mode Linux). The first descriptor tells.
+    unsure: bool,
     /// Up to here the driver knows that its chains are used.
     used: Position,
     /// The next descriptor to take, and how many there are from `used` to it.
@@ -144,6 +147,7 @@ impl PackedRing {
             in_order: config.in_order,
             signalled: false,
             drained: false,
+            unsure: base == 0,
             used: start,
             next: start,
             open: 0,
@@ -159,6 +163,7 @@ impl PackedRing {
         if before.used.at() < self.size {
             (self.used, self.next) = (before.used, before.used);
             self.signalled = before.signalled;
+            self.unsure = before.unsure;
         }
     }
 
@@ -186,6 +191,7 @@ impl PackedRing {
         }
         journal.note(Publication { from: last.to, to: last.to, count: 0 });
         (self.used, self.next) = (to, to);
+        self.unsure = false;
         true
     }
 
@@ -194,8 +200,23 @@ impl PackedRing {
     pub(crate) fn resume_at(&mut self, position: u32, journal: &Journal) {
         if let Some(at) = Position::new(position as u16, self.size) {
             (self.used, self.next) = (at, at);
+            self.unsure &= at.bits() == 0;
             journal.note(Publication { from: at.bits(), to: at.bits(), count: 0 });
         }
+    }
+
+    /// Finds out which turn the first place is in. In the turn that 0 names, its descriptor was used in the turn before, or is
+    /// offered again; in a new ring it was never used, or is offered for the first time.
+    #[cold]
+    fn settle(&mut self, journal: &Journal) {
+        let first = Position(WRAP);
+        let owner = self.owner(first);
+        if owner == 0 || owner == first.offered() {
+            (self.used, self.next) = (first, first);
+            journal.note(Publication { from: first.bits(), to: first.bits(), count: 0 });
+        }
+        // Until something was offered the memory may still be set up.
+        self.unsure = owner == 0;
     }
 
     /// Begins the record of the ring at its position.
@@ -229,6 +250,9 @@ impl PackedRing {
         limit: Limit,
         buf: &mut ChainBuf,
     ) -> Result<(), RingError> {
+        if self.unsure {
+            self.settle(journal);
+        }
         let slots = journal.slots_mut().get_mut(usize::from(*taken)..).unwrap_or(&mut []);
         *taken += match direction {
             Direction::Readable => self.take::<true>(slots, memory, direction, limit, buf),
@@ -406,6 +430,9 @@ impl PackedRing {
     }
 
     pub(crate) fn arm(&mut self, journal: &Journal) -> bool {
+        if self.unsure {
+            self.settle(journal);
+        }
         if self.event_idx {
             self.set_area(EVENT_DESC, self.next.bits(), journal);
         } else {
