@@ -4,8 +4,8 @@
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -168,6 +168,12 @@ fn is_announcement(frame: &[u8], announcer: Announcer) -> bool {
     }
 }
 
+/// One migration at a time: each has two emulated machines, which is as many as two CPUs carry.
+fn alone() -> MutexGuard<'static, ()> {
+    static STAGE: Mutex<()> = Mutex::new(());
+    STAGE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Moves a guest from `one` to `two` while a peer behind `one` talks with it.
 fn migrate(one: &Daemon, two: &Daemon, announcer: Announcer) -> anyhow::Result<()> {
     let same = std::ptr::eq(one, two);
@@ -236,6 +242,7 @@ fn migrate(one: &Daemon, two: &Daemon, announcer: Announcer) -> anyhow::Result<(
 
 #[test]
 fn between_two_ports_of_a_switch() -> anyhow::Result<()> {
+    let _alone = alone();
     let host = Arc::new(Netns::new("host")?);
     let daemon = Daemon::start(&host, "lab", "")?;
     daemon.network("lan", NETWORK)?;
@@ -244,6 +251,7 @@ fn between_two_ports_of_a_switch() -> anyhow::Result<()> {
 
 #[test]
 fn between_two_switches() -> anyhow::Result<()> {
+    let _alone = alone();
     let (first, second) = (Arc::new(Netns::new("first")?), Arc::new(Netns::new("second")?));
     first.join("wire", &second, "wire")?;
     let one = Daemon::start(&first, "one", "")?;
