@@ -158,8 +158,8 @@ impl Thread {
         if let End::Socket(socket::Error::Descriptor(foreign)) = end {
             connection.dispose(foreign);
         }
+        connection.farewell = Some((state, reason));
         endpoint.leaving = Some(connection);
-        self.status.set(endpoint.id, state, reason);
         self.leave(key);
     }
 
@@ -170,6 +170,12 @@ impl Thread {
         let gone = connection.device.remove_all(connection.session.device());
         if connection.device.take_changed() {
             self.shared.epochs.advance();
+        }
+        // Whoever reads the state may rely on it that no frame goes to the guest any more.
+        if gone.is_ok()
+            && let Some((state, reason)) = connection.farewell.take()
+        {
+            self.status.set(endpoint.id, state, reason);
         }
         if gone.is_err() || connection.is_closing() {
             endpoint.leaving = Some(connection);

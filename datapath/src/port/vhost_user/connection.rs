@@ -11,6 +11,7 @@ use vhost_user::{Action, Foreign, Offer, Session};
 
 use super::device::{Busy, DeviceState};
 use super::queue::VhostPort;
+use crate::PortState;
 
 /// Messages that are handled before other ports get their turn.
 const MESSAGES: usize = 64;
@@ -54,6 +55,8 @@ pub(super) struct Connection {
     pub(super) heard: bool,
     /// Rings have moved frames.
     pub(super) was_up: bool,
+    /// How the port is once the rings are taken away.
+    pub(super) farewell: Option<(PortState, Option<String>)>,
     action: Option<Action>,
     /// Since when answers have been waiting for the frontend to read them.
     unread: Option<Instant>,
@@ -79,6 +82,7 @@ impl Connection {
             since: Instant::now(),
             heard: false,
             was_up: false,
+            farewell: None,
             action: None,
             unread: None,
             refusal: None,
@@ -102,6 +106,7 @@ impl Connection {
             since: Instant::now(),
             heard,
             was_up: false,
+            farewell: None,
             action: None,
             unread: None,
             refusal,
