@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use common::handover::{carry, hand_over, import};
-use common::{Bench, Nic, Options, PortOptions, eventually, frame, introduce, mac};
+use common::{Bench, DEADLINE, Nic, Options, PortOptions, eventually, frame, introduce, mac};
 use datapath::{BridgeSpec, Error, Inherited, PortIo, PortSpec, PortState};
 use serde_json::Value;
 use switch::{Role, VlanMode};
@@ -61,8 +61,11 @@ fn ages_of_addresses_go_on() {
     let mut b = bench.nic(1, &Options::new(mac(1)));
     introduce(&mut [&mut a, &mut b]);
     let heard = Instant::now();
-    for _ in 0..5 {
-        std::thread::sleep(Duration::from_millis(600));
+    // Again and again: one that makes entries young would keep them so.
+    let youngest =
+        |bench: &Bench| bench.datapath.fdb(bench.bridge).iter().filter_map(|entry| entry.age).min();
+    while youngest(&bench).is_none_or(|age| age < Duration::from_secs(2)) {
+        assert!(heard.elapsed() < DEADLINE, "a hand-over makes entries young again");
         hand_over(&mut bench, |_| {});
     }
     for entry in bench.datapath.fdb(bench.bridge) {
@@ -137,7 +140,10 @@ fn listeners_and_half_messages_go_along() {
     // GET_FEATURES: the first bytes of its header before, the rest after.
     let message: Vec<u8> = [1_u32, 1, 0].iter().flat_map(|word| word.to_le_bytes()).collect();
     half.write_all(&message[..5]).unwrap();
-    std::thread::sleep(Duration::from_millis(20));
+    // The thread that answers the second of these has read what was there before the first.
+    for _ in 0..2 {
+        b.frontend.get_features().unwrap();
+    }
     let waiting = UnixStream::connect(bench.path(2)).unwrap();
     drop(waiting);
     hand_over(&mut bench, |_| {});
