@@ -9,8 +9,6 @@ use crate::{DropReason, PortIndex};
 pub struct Decision<'a> {
     /// The VLAN that the frame belongs to; 0 when it was refused before that was known.
     pub vlan: Vid,
-    /// The outermost tag as it arrived, whichever EtherType introduced it.
-    pub tagged_in: Option<Tci>,
     pub verdict: Verdict<'a>,
 }
 

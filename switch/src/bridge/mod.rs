@@ -108,21 +108,21 @@ impl Bridge {
     #[inline]
     pub fn decide(&self, ingress: PortIndex, window: &[u8], now: Seconds) -> Decision<'_> {
         let Some(headers) = Headers::parse(window) else {
-            return refuse(None, DropReason::TooShort);
+            return refuse(DropReason::TooShort);
         };
         let tag = headers.tag;
         let rules = self.vlans.rules(ingress);
         if !rules.is_present() {
-            return refuse(tag, DropReason::PortGone);
+            return refuse(DropReason::PortGone);
         }
         if !headers.src.is_station() {
-            return refuse(tag, DropReason::BadSourceMac);
+            return refuse(DropReason::BadSourceMac);
         }
         if headers.dst.is_reserved() {
-            return refuse(tag, DropReason::ReservedMac);
+            return refuse(DropReason::ReservedMac);
         }
         let Some(vlan) = self.vlans.classify(rules, tag) else {
-            return refuse(tag, DropReason::VlanRefused);
+            return refuse(DropReason::VlanRefused);
         };
         let learning = self.config.mode == Mode::Learning;
         if learning && rules.learns() {
@@ -137,7 +137,7 @@ impl Bridge {
         } else {
             self.forward(ingress, rules, vlan, &headers)
         };
-        Decision { vlan, tagged_in: tag, verdict }
+        Decision { vlan, verdict }
     }
 
     /// [`decide`](Self::decide) for a frame that leaves by one port and is like one that `cache` remembers; `None` when
@@ -235,6 +235,6 @@ impl fmt::Debug for Bridge {
 }
 
 #[cold]
-const fn refuse<'a>(tagged_in: Option<Tci>, reason: DropReason) -> Decision<'a> {
-    Decision { vlan: Vid::NONE, tagged_in, verdict: Verdict::Drop(reason) }
+const fn refuse<'a>(reason: DropReason) -> Decision<'a> {
+    Decision { vlan: Vid::NONE, verdict: Verdict::Drop(reason) }
 }
