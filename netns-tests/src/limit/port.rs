@@ -109,6 +109,8 @@ impl Port {
 fn offer() -> Offer {
     Offer {
         features: virtio::F_VERSION_1
+            | virtio::F_RING_PACKED
+            | virtio::F_IN_ORDER
             | virtio::F_INDIRECT_DESC
             | virtio::F_EVENT_IDX
             | virtio::NET_F_MRG_RXBUF
