@@ -21,6 +21,7 @@ pub mod pinger;
 pub mod process;
 pub mod record;
 pub mod snapshot;
+pub mod streams;
 pub mod topology;
 pub mod wait;
 

@@ -2,8 +2,9 @@
 
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -14,21 +15,29 @@ use crate::netns::Netns;
 
 const ECHO_REQUEST: u8 = 8;
 const ECHO_REPLY: u8 = 0;
+const IDENTIFIER: [u8; 2] = *b"NL";
+/// How long answers are waited for after the last request.
+const LATE: Duration = Duration::from_secs(2);
 
 /// Asks until it is finished.
 #[derive(Debug)]
 pub struct Pinger {
     stop: Arc<AtomicBool>,
+    sent: Arc<AtomicU32>,
     thread: JoinHandle<Report>,
 }
 
 /// What came back.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Report {
     pub sent: u32,
     pub received: u32,
+    /// Answers to requests that had been answered.
+    pub duplicates: u32,
     /// The longest time without an answer between two answers.
     pub silence: Duration,
+    /// Numbers of the requests that were never answered.
+    pub lost: Vec<Range<u32>>,
 }
 
 impl Pinger {
@@ -42,10 +51,16 @@ impl Pinger {
             socket.connect(&SockAddr::from(SocketAddrV4::new(to, 0)))?;
             Ok(socket)
         })?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || ask(&socket, interval, &stopped));
-        Ok(Self { stop, thread })
+        let (stop, sent) = (Arc::<AtomicBool>::default(), Arc::<AtomicU32>::default());
+        let (stopped, count) = (Arc::clone(&stop), Arc::clone(&sent));
+        let thread = std::thread::spawn(move || ask(&socket, interval, &stopped, &count));
+        Ok(Self { stop, sent, thread })
+    }
+
+    /// How many requests were sent until now.
+    #[must_use]
+    pub fn sent(&self) -> u32 {
+        self.sent.load(Ordering::Relaxed)
     }
 
     /// # Errors
@@ -56,38 +71,80 @@ impl Pinger {
     }
 }
 
-fn ask(mut socket: &Socket, interval: Duration, stopped: &AtomicBool) -> Report {
+fn ask(mut socket: &Socket, interval: Duration, stopped: &AtomicBool, count: &AtomicU32) -> Report {
     let mut report = Report::default();
+    let mut answered = Vec::new();
     let mut last = None;
     let mut next = Instant::now();
-    while !stopped.load(Ordering::Relaxed) {
+    let mut end = None;
+    loop {
         let now = Instant::now();
-        if now >= next {
-            next += interval;
-            let _ = socket.send(&request(report.sent));
-            report.sent += 1;
-            continue;
-        }
-        let _ = socket.set_read_timeout(Some((next - now).max(Duration::from_micros(100))));
+        let until = match end {
+            None if stopped.load(Ordering::Relaxed) => {
+                end = Some(now + LATE);
+                continue;
+            }
+            None if now >= next => {
+                next += interval;
+                let _ = socket.send(&request(report.sent));
+                report.sent += 1;
+                count.store(report.sent, Ordering::Relaxed);
+                answered.push(false);
+                continue;
+            }
+            None => next,
+            Some(end) if now >= end || report.received == report.sent => break,
+            Some(end) => end,
+        };
+        let _ = socket.set_read_timeout(Some((until - now).max(Duration::from_micros(100))));
         let mut bytes = [0; 256];
         let Ok(len) = socket.read(&mut bytes) else { continue };
-        // Behind the IP header.
-        let header = usize::from(bytes[0] & 0xf) * 4;
-        if len >= header + 8 && bytes.get(header) == Some(&ECHO_REPLY) {
-            let now = Instant::now();
-            if let Some(last) = last {
-                report.silence = report.silence.max(now - last);
-            }
-            last = Some(now);
+        let Some(number) = reply(&bytes[..len], report.sent) else { continue };
+        let now = Instant::now();
+        if let Some(last) = last {
+            report.silence = report.silence.max(now - last);
+        }
+        last = Some(now);
+        if std::mem::replace(&mut answered[number], true) {
+            report.duplicates += 1;
+        } else {
             report.received += 1;
         }
     }
+    report.lost = ranges(&answered);
     report
+}
+
+/// Which of the requests sent a packet answers.
+fn reply(packet: &[u8], sent: u32) -> Option<usize> {
+    // Behind the IP header.
+    let header = usize::from(packet.first()? & 0xf) * 4;
+    let reply = packet.get(header..header + 8)?;
+    if reply[0] != ECHO_REPLY || reply[4..6] != IDENTIFIER {
+        return None;
+    }
+    // The latest with these 16 bits.
+    let low = u32::from(u16::from_be_bytes([reply[6], reply[7]]));
+    let back = (sent.checked_sub(1)?).wrapping_sub(low) & 0xffff;
+    usize::try_from((sent - 1).checked_sub(back)?).ok()
+}
+
+/// Where nobody answered.
+fn ranges(answered: &[bool]) -> Vec<Range<u32>> {
+    let mut lost: Vec<Range<u32>> = Vec::new();
+    for (number, _) in (0..).zip(answered).filter(|(_, answered)| !**answered) {
+        match lost.last_mut() {
+            Some(range) if range.end == number => range.end += 1,
+            _ => lost.push(number..number + 1),
+        }
+    }
+    lost
 }
 
 fn request(number: u32) -> [u8; 8] {
     let [_, _, a, b] = number.to_be_bytes();
-    let mut packet = [ECHO_REQUEST, 0, 0, 0, 0x4e, 0x4c, a, b];
+    let [c, d] = IDENTIFIER;
+    let mut packet = [ECHO_REQUEST, 0, 0, 0, c, d, a, b];
     let words = packet.chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(word[1]));
     let sum: u32 = words.sum();
     let sum = (sum & 0xffff) + (sum >> 16);

@@ -136,8 +136,8 @@ fn guests_go_on(carrier: Carrier) -> anyhow::Result<()> {
     let uml_port = socket(&lab.daemon.port("lan", "uml", &[])?)?;
     let mut uml = Uml::start("uml", &[&uml_port])?;
     let port = lab.daemon.port("lan", "deb", &[])?;
-    let card = Card { socket: &socket(&port)?, mac: port.mac, queue_pairs: 1 };
-    let mut deb = Qemu::start_without_reconnect("deb", &[card])?;
+    let deb_port = socket(&port)?;
+    let mut deb = Qemu::start_without_reconnect("deb", &[Card::new(&deb_port, port.mac)])?;
     let mut ns = namespace(&lab.daemon, "ns")?;
     let addresses = [uml.dhcp()?, deb.dhcp()?, ns.dhcp()?].map(|address| address.to_string());
     let carrier_changes = |ns: &mut Namespace| ns.run("cat /sys/class/net/eth0/carrier_changes");

@@ -1,12 +1,8 @@
 //! QEMU migrates a running guest from one port to another, under load: what is on its way arrives whole, the switches learn the
 //! new place, and the outage is measured.
 
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -14,6 +10,7 @@ use netns_tests::capture::Capture;
 use netns_tests::guest::qemu::{Announcer, Nic};
 use netns_tests::guest::{Guest, Namespace, Qemu};
 use netns_tests::pinger::Pinger;
+use netns_tests::streams::Streams;
 use netns_tests::{Daemon, Netns, wait};
 use wire::MacAddr;
 use wire::ethernet::{ETHERTYPE_ARP, ETHERTYPE_RARP};
@@ -22,121 +19,6 @@ const NETWORK: &str = "<network><name>lan</name></network>";
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
 const PEER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 3);
 const MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0, 9, 2]);
-/// To the guest and from it.
-const PORTS: [u16; 2] = [5000, 5001];
-const LIMIT: Duration = Duration::from_secs(120);
-
-/// `md5sum` of what is written into it.
-struct Sum {
-    child: Child,
-    stdin: ChildStdin,
-}
-
-impl Sum {
-    fn new() -> anyhow::Result<Self> {
-        let mut child =
-            Command::new("md5sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let stdin = child.stdin.take().context("stdin")?;
-        Ok(Self { child, stdin })
-    }
-
-    fn finish(self) -> anyhow::Result<String> {
-        drop(self.stdin);
-        let output = self.child.wait_with_output()?;
-        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-    }
-}
-
-/// A stream between the peer and the guest, in both directions at once.
-struct Load {
-    stop: Arc<AtomicBool>,
-    down: JoinHandle<anyhow::Result<(String, u64)>>,
-    up: JoinHandle<anyhow::Result<(String, u64)>>,
-}
-
-impl Load {
-    /// The guest sums what it receives, and what it sends; so does the peer.
-    fn start(peer: &Namespace, guest: &mut Qemu) -> anyhow::Result<Self> {
-        let [to_guest, from_guest] = PORTS;
-        let listener = peer
-            .netns()
-            .enter(move || Ok(TcpListener::bind((Ipv4Addr::UNSPECIFIED, from_guest))?))?;
-        guest.run(&format!(
-            "mkfifo /tmp/pipe; cd /tmp; \
-             (sleep 1000 | nc -l -p {to_guest} | {{ md5sum >down; mv down down.sum; }}) >/dev/null 2>&1 & \
-             ({{ md5sum <pipe >up; mv up up.sum; }} & \
-              while [ ! -e stop ]; do head -c 32768 /dev/urandom; done | tee pipe | nc {PEER} {from_guest}) \
-              >/dev/null 2>&1 & \
-             sleep 1"
-        ))?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let stream = peer.netns().enter(move || Ok(TcpStream::connect((GUEST, to_guest))?))?;
-        let down = std::thread::spawn(move || send(stream, &stopped));
-        let up = std::thread::spawn(move || receive(&listener));
-        Ok(Self { stop, down, up })
-    }
-
-    /// Both streams end; what came is what was sent, or else memory was lost on the way. Returns the bytes.
-    fn finish(self, guest: &mut Qemu) -> anyhow::Result<[u64; 2]> {
-        self.stop.store(true, Ordering::Relaxed);
-        guest.run("touch /tmp/stop")?;
-        let panicked = |_| anyhow::anyhow!("a stream panicked");
-        let (sent, down) = self.down.join().map_err(panicked)??;
-        let (received, up) = self.up.join().map_err(panicked)??;
-        for (name, ours) in [("down", &sent), ("up", &received)] {
-            let wait = format!(
-                "for n in $(seq 300); do [ -e /tmp/{name}.sum ] && break; sleep 0.1; done; cat /tmp/{name}.sum"
-            );
-            let theirs = guest.sh(&wait, LIMIT)?.text;
-            ensure!(theirs.trim() == ours, "{name}: the peer has {ours}, the guest {theirs}");
-        }
-        Ok([down, up])
-    }
-}
-
-/// Some megabytes a second, never twice the same block.
-fn send(mut stream: TcpStream, stop: &AtomicBool) -> anyhow::Result<(String, u64)> {
-    let mut sum = Sum::new()?;
-    let mut state = 1_u64;
-    let mut bytes = 0;
-    while !stop.load(Ordering::Relaxed) {
-        let block: Vec<u8> = (0..8192)
-            .flat_map(|_| {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                state.to_le_bytes()
-            })
-            .collect();
-        stream.write_all(&block)?;
-        sum.stdin.write_all(&block)?;
-        bytes += block.len() as u64;
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    stream.shutdown(std::net::Shutdown::Write)?;
-    let sum = sum.finish()?;
-    // The guest's end hangs up when it has all.
-    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-    let _ = stream.read(&mut [0]);
-    Ok((sum, bytes))
-}
-
-fn receive(listener: &TcpListener) -> anyhow::Result<(String, u64)> {
-    let (mut stream, _) = listener.accept()?;
-    stream.set_read_timeout(Some(LIMIT))?;
-    let mut sum = Sum::new()?;
-    let mut bytes = 0;
-    let mut block = [0; 65_536];
-    loop {
-        let n = stream.read(&mut block)?;
-        if n == 0 {
-            return Ok((sum.finish()?, bytes));
-        }
-        bytes += n as u64;
-        sum.stdin.write_all(&block[..n])?;
-    }
-}
 
 /// The port that the switch sends the guest's frames to.
 fn place(daemon: &Daemon) -> anyhow::Result<String> {
@@ -153,7 +35,7 @@ fn power_on(
 ) -> anyhow::Result<Qemu> {
     let port = daemon.port("lan", name, &[])?;
     let socket = port.socket.as_deref().context("no socket")?;
-    start(announcer, name, &[Nic { socket, mac: MAC, queue_pairs: 1 }])
+    start(announcer, name, &[Nic::new(socket, MAC)])
 }
 
 /// A broadcast that says where the guest is.
@@ -187,7 +69,7 @@ fn migrate(one: &Daemon, two: &Daemon, announcer: Announcer) -> anyhow::Result<(
     ensure!(place(one)? == "source", "before: {}", place(one)?);
 
     let mut destination = power_on(two, "destination", announcer, Qemu::incoming)?;
-    let load = Load::start(&peer, &mut source)?;
+    let load = Streams::start((peer.netns(), PEER), (&mut source, GUEST))?;
     let ethertype = match announcer {
         Announcer::Guest => ETHERTYPE_ARP,
         Announcer::Switch => ETHERTYPE_RARP,

@@ -30,7 +30,7 @@ fn both_pairs_carry_frames(workers: u16) -> anyhow::Result<()> {
     lab.daemon.network("lan", NETWORK)?;
     let port = lab.daemon.port("lan", "qemu", &["--queues", "2"])?;
     let socket = port.socket.as_deref().context("no socket")?;
-    let mut qemu = Qemu::start("qemu", &[Nic { socket, mac: port.mac, queue_pairs: 2 }])?;
+    let mut qemu = Qemu::start("qemu", &[Nic { queue_pairs: 2, ..Nic::new(socket, port.mac) }])?;
     qemu.run("ip link set eth0 up; ip addr add 10.6.0.2/24 dev eth0")?;
     let mut ns = Namespace::new("ns")?;
     let netns = ns.netns().name().to_owned();

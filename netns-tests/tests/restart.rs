@@ -45,7 +45,7 @@ fn guests_go_on_after_a_restart_and_after_a_kill() -> anyhow::Result<()> {
     lab.daemon.netctl(&["net-create", &transient.display().to_string()])?;
     let port = lab.daemon.port("lan", "deb", &[])?;
     let socket = port.socket.as_deref().ok_or_else(|| anyhow::anyhow!("no socket"))?;
-    let mut deb = Qemu::start("deb", &[QemuNic { socket, mac: port.mac, queue_pairs: 1 }])?;
+    let mut deb = Qemu::start("deb", &[QemuNic::new(socket, port.mac)])?;
     let mut ns = namespace(&lab.daemon, "lan", "ns")?;
     let deb_address = deb.dhcp()?;
     let ns_address = ns.dhcp()?;
@@ -96,7 +96,7 @@ fn after_a_kill_guests_are_back_soon() -> anyhow::Result<()> {
     let mut two = Nic::connect(&sockets[1], other)?;
     let theirs = lab.daemon.dir().join("vmm.sock");
     let port = lab.daemon.port("lan", "deb", &["--connect", &theirs.display().to_string()])?;
-    let card = QemuNic { socket: &theirs, mac: port.mac, queue_pairs: 1 };
+    let card = QemuNic::new(&theirs, port.mac);
     let mut deb = Qemu::listening("deb", &[card])?;
     let mut ns = namespace(&lab.daemon, "lan", "ns")?;
     let address = deb.dhcp()?.to_string();

@@ -41,7 +41,7 @@ fn a_vmm_that_listens_is_served_again_after_either_side_was_killed() -> anyhow::
     let port = lab.daemon.port("lan", "deb", &["--connect", &path])?;
     ensure!(port.socket.as_ref() == Some(&socket), "{port:?}");
     lab.daemon.wait_port("deb", api::PortState::Connecting)?;
-    let nic = Nic { socket: &socket, mac: port.mac, queue_pairs: 1 };
+    let nic = Nic::new(&socket, port.mac);
     let mut deb = Qemu::listening("deb", &[nic])?;
     let mut ns = Namespace::new("ns")?;
     let netns = ns.netns().name().to_owned();
@@ -96,7 +96,7 @@ fn any_number_of_guests_attach_to_one_hub_socket() -> anyhow::Result<()> {
     ensure!(shown.contains(&hub.display().to_string()), "{shown}");
 
     let mac = MacAddr([0x52, 0x54, 0, 7, 7, 7]);
-    let mut deb = Qemu::start("deb", &[Nic { socket: &hub, mac, queue_pairs: 1 }])?;
+    let mut deb = Qemu::start("deb", &[Nic::new(&hub, mac)])?;
     let mut uml = Uml::start("uml", &[&hub])?;
     let (first, second) = (deb.dhcp()?, uml.dhcp()?);
     deb.ping(&second.to_string())?;

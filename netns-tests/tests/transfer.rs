@@ -54,7 +54,7 @@ fn tcp_between_uml_qemu_namespace_and_host() -> anyhow::Result<()> {
     lab.daemon.network("lan", NETWORK)?;
     let port = lab.daemon.port("lan", "qemu", &[])?;
     let socket = port.socket.as_deref().ok_or_else(|| anyhow::anyhow!("no socket"))?;
-    let mut qemu = Qemu::start("qemu", &[Nic { socket, mac: port.mac, queue_pairs: 1 }])?;
+    let mut qemu = Qemu::start("qemu", &[Nic::new(socket, port.mac)])?;
     let port = lab.daemon.port("lan", "uml", &[])?;
     let socket = port.socket.as_deref().ok_or_else(|| anyhow::anyhow!("no socket"))?;
     let mut uml = Uml::start("uml", &[socket])?;

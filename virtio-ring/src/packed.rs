@@ -176,9 +176,7 @@ impl PackedRing {
         else {
             return false;
         };
-        // Only the device writes its area. What differs from its last words was set up anew, and so was the ring.
-        let area = u32::from_le(self.device_area().load(Ordering::Acquire));
-        if area == 0 || !journal.area().contains(&area) {
+        if !self.was_used(journal) {
             return false;
         }
         if last.count > 0 && self.owner(from) == from.offered() {
@@ -193,6 +191,18 @@ impl PackedRing {
         (self.used, self.next) = (to, to);
         self.unsure = false;
         true
+    }
+
+    /// The ring is the one that the journal is of, not one that was set up anew in its place: such a ring is all zero but for
+    /// what the driver offers in its first turn.
+    ///
+    /// One sign is enough: what the device said last in its area, or a descriptor with USED, which the device sets
+    /// in the first turn and the driver in the second. QEMU says other things in the area while it has no backend; and
+    /// there is no USED where only the end of a chain lies at the beginning of a later turn.
+    fn was_used(&self, journal: &Journal) -> bool {
+        let area = u32::from_le(self.device_area().load(Ordering::Acquire));
+        let kept = area != 0 && journal.area().contains(&area);
+        kept || (0..self.size).any(|at| self.owner(Position(at)) & F_USED != 0)
     }
 
     /// Goes on at a position that another process has given; one that the ring does not have is left out of account.

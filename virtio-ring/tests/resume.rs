@@ -11,7 +11,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use common::packed::{Buffer, PackedDriver, Place};
+use common::packed::{Buffer, DESC, DISABLE, PackedDriver, Place};
 use common::{F_WRITE, GUEST, Guest};
 use tempfile::TempDir;
 use virtio_ring::{ChainBuf, Direction, Limit, ResumeFile, Ring};
@@ -182,20 +182,48 @@ fn serve_in(
     n
 }
 
+/// What happens between two devices.
+#[derive(Clone, Copy, Debug)]
+enum Meanwhile {
+    Nothing,
+    /// The driver goes on.
+    Driver,
+    /// The frontend asks for no kicks: QEMU, when it takes the kick descriptor back.
+    Frontend,
+    /// It asks for kicks, at the place that it knows of.
+    FrontendAtBase,
+}
+
+impl Meanwhile {
+    const ALL: [Self; 4] = [Self::Nothing, Self::Driver, Self::Frontend, Self::FrontendAtBase];
+
+    fn happen(self, guest: &Guest, kind: Kind, station: &mut Station) {
+        let area = station.driver.device;
+        match self {
+            Self::Nothing => {}
+            Self::Driver => {
+                station.reap(guest, kind);
+                let out: u16 = station.out.iter().map(|chain| chain.1).sum();
+                for _ in out..kind.size {
+                    station.offer(guest, kind, 1);
+                }
+            }
+            Self::Frontend => guest.set_u16(area + 2, DISABLE),
+            Self::FrontendAtBase => {
+                guest.set_u16(area, kind.start.bits());
+                guest.set_u16(area + 2, DESC);
+            }
+        }
+    }
+}
+
 /// A new device gets what a killed one left. Every chain comes back exactly once.
-fn goes_on(state: &State, kind: Kind, station: &Station, busy: bool, offered: usize) {
+fn goes_on(state: &State, kind: Kind, station: &Station, meanwhile: Meanwhile, offered: usize) {
     let bench = Bench::new();
     bench.restore(state);
     let mut station = station.clone();
     let guest = &bench.guest;
-    if busy {
-        // The driver goes on while there is no device.
-        station.reap(guest, kind);
-        let out: u16 = station.out.iter().map(|chain| chain.1).sum();
-        for _ in out..kind.size {
-            station.offer(guest, kind, 1);
-        }
-    }
+    meanwhile.happen(guest, kind, &mut station);
     let mut ring = bench.ring(kind, &station.driver);
     assert!(ring.was_resumed());
     let mut buf = ChainBuf::new();
@@ -241,9 +269,9 @@ fn check(kind: Kind) {
     // Two publications of several stores each, with the notes around them, and three changes of the area.
     assert!(states.len() > 20, "{} states", states.len());
     for (at, state) in states.iter().enumerate() {
-        for busy in [false, true] {
-            println!("{kind:?}, state {at} of {}, driver busy: {busy}", states.len());
-            goes_on(state, kind, &station, busy, offered);
+        for meanwhile in Meanwhile::ALL {
+            println!("{kind:?}, state {at} of {}, meanwhile: {meanwhile:?}", states.len());
+            goes_on(state, kind, &station, meanwhile, offered);
         }
     }
     // A device that is killed while it takes over, in the middle of a publication and after it.
@@ -255,7 +283,7 @@ fn check(kind: Kind) {
         let path = second.path();
         let states = second.states(|| drop(ring(&second.guest, &path, kind, driver)));
         for state in &states {
-            goes_on(state, kind, &station, false, offered);
+            goes_on(state, kind, &station, Meanwhile::Nothing, offered);
         }
     }
 }

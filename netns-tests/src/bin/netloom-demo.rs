@@ -75,7 +75,7 @@ fn networks(show: &mut Show, daemon: &mut Daemon, web: &Web) -> anyhow::Result<(
     })?;
     let socket = |n: usize| ports[n].socket.as_deref().context("a vhost-user port has a socket");
     show.output(&daemon.netctl(&["port-info", "deb1"])?);
-    let nic = Nic { socket: socket(0)?, mac: ports[0].mac, queue_pairs: 1 };
+    let nic = Nic::new(socket(0)?, ports[0].mac);
     let mut deb =
         show.step("QEMU boots Debian's kernel on deb1", || Qemu::start("deb1", &[nic]))?;
     let mut uml =

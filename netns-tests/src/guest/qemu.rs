@@ -72,6 +72,16 @@ pub struct Nic<'a> {
     pub socket: &'a Path,
     pub mac: MacAddr,
     pub queue_pairs: u16,
+    /// The driver may use packed rings; Linux's then does.
+    pub packed: bool,
+}
+
+impl<'a> Nic<'a> {
+    /// With one pair of queues and split rings.
+    #[must_use]
+    pub fn new(socket: &'a Path, mac: MacAddr) -> Self {
+        Self { socket, mac, queue_pairs: 1, packed: false }
+    }
 }
 
 impl Qemu {
@@ -151,6 +161,7 @@ impl Qemu {
             .args(["-append", "console=ttyS0 rdinit=/init quiet panic=-1"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
+        let switch = |on| if on { "on" } else { "off" };
         for (n, nic) in nics.iter().enumerate() {
             let queues = nic.queue_pairs;
             command
@@ -161,10 +172,11 @@ impl Qemu {
                 .arg("-device")
                 // MSI-X with vhost-user crashes this QEMU under TCG.
                 .arg(format!(
-                    "virtio-net-pci,id=nic{n},netdev=n{n},mac={},romfile=,vectors=0,mq={},guest_announce={}",
+                    "virtio-net-pci,id=nic{n},netdev=n{n},mac={},romfile=,vectors=0,mq={},packed={},guest_announce={}",
                     nic.mac,
-                    if queues > 1 { "on" } else { "off" },
-                    if machine.announcer == Announcer::Guest { "on" } else { "off" }
+                    switch(queues > 1),
+                    switch(nic.packed),
+                    switch(machine.announcer == Announcer::Guest)
                 ));
         }
         let mut process = Process::start(name, command, &dir)?;
