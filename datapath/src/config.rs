@@ -25,11 +25,19 @@ pub struct Config {
     /// Where each port keeps what its packed rings need to go on after this process was killed: a directory on a
     /// tmpfs that exists. `None`: nothing is kept.
     pub resume_dir: Option<PathBuf>,
+    /// How often it is looked at whether queues should move to workers with less to do. `None`: they stay where they are.
+    pub rebalance: Option<Duration>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { workers: 1, cpus: Vec::new(), spin: Duration::from_micros(50), resume_dir: None }
+        Self {
+            workers: 1,
+            cpus: Vec::new(),
+            spin: Duration::from_micros(50),
+            rebalance: Some(Duration::from_secs(10)),
+            resume_dir: None,
+        }
     }
 }
 
@@ -155,6 +163,23 @@ pub struct PortStats {
     pub drops: Vec<(DropReason, u64)>,
 }
 
+/// A worker and what it serves. Loads are millionths of the worker's time, over the last seconds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerStatus {
+    /// The processor that it is bound to.
+    pub cpu: Option<usize>,
+    pub load_ppm: u64,
+    pub queues: Vec<QueueStatus>,
+}
+
+/// A queue that frames come from: a guest's TX ring by its pair, a TAP queue, a packet socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueStatus {
+    pub port: Uuid,
+    pub queue: usize,
+    pub load_ppm: u64,
+}
+
 /// An entry of a bridge's forwarding table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FdbEntry {
@@ -193,6 +218,10 @@ pub enum Error {
     QueuePairs(u16),
     #[error("a TAP port needs at least one queue")]
     NoQueues,
+    #[error("port {port} has no queue {queue} in use")]
+    NoQueue { port: Uuid, queue: usize },
+    #[error("there are {workers} workers, from 0, and none has number {worker}")]
+    NoWorker { worker: usize, workers: usize },
     #[error("VLAN {0} does not exist, expected 0 to 4094")]
     Vlan(u16),
     #[error("the forwarding table refuses {mac}: {reason}")]

@@ -13,9 +13,11 @@
 //! - `worker/` moves frames. It allocates nothing, waits for nobody and logs nothing while frames are in order.
 //! - `port/vhost_user/` talks to frontends, maps guests' memory and builds rings (`virtio_ring`).
 //! - `control/` holds bridges and ports and publishes them; `epoch` says when all workers have seen it.
+//! - `balance/` decides which worker serves which queue.
 //!
 //! The datapath never touches the host's network configuration: it gets open descriptors.
 
+mod balance;
 mod config;
 mod control;
 mod counters;
@@ -33,7 +35,7 @@ mod worker;
 
 pub use config::{
     BridgeSpec, Config, Error, Event, FdbEntry, PortIo, PortSpec, PortState, PortStats, PortStatus,
-    VhostSocket,
+    QueueStatus, VhostSocket, WorkerStatus,
 };
 pub use control::{Datapath, Imported, Inherited, Suspended};
 pub use port::internal::{

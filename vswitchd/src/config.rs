@@ -44,6 +44,9 @@ pub struct Args {
     /// How long a worker polls idle rings before it sleeps, in microseconds
     #[arg(long, env = "NETLOOM_SPIN_US")]
     pub spin_us: Option<u32>,
+    /// How often queues may move from a busy worker to one with less to do, in seconds; 0: never
+    #[arg(long, env = "NETLOOM_REBALANCE_S")]
+    pub rebalance_s: Option<u32>,
     /// What to log: a level, or per-module filters
     #[arg(long, env = "NETLOOM_LOG_LEVEL")]
     pub log_level: Option<String>,
@@ -139,6 +142,7 @@ struct FileDatapath {
     workers: Option<usize>,
     cpus: Option<Vec<usize>>,
     spin_us: Option<u32>,
+    rebalance_s: Option<u32>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -188,6 +192,8 @@ pub struct Config {
     pub workers: usize,
     pub cpus: Vec<usize>,
     pub spin: Duration,
+    /// `None`: queues stay with their worker.
+    pub rebalance: Option<Duration>,
     pub log_level: String,
     pub log_format: LogFormat,
     pub api_group: Option<String>,
@@ -210,6 +216,7 @@ impl Default for Config {
             workers: 1,
             cpus: Vec::new(),
             spin: Duration::from_micros(50),
+            rebalance: Some(Duration::from_secs(10)),
             log_level: "info".to_owned(),
             log_format: LogFormat::Text,
             api_group: None,
@@ -268,6 +275,10 @@ impl Config {
                 .spin_us
                 .or(file.datapath.spin_us)
                 .map_or(default.spin, |us| Duration::from_micros(us.into())),
+            rebalance: args
+                .rebalance_s
+                .or(file.datapath.rebalance_s)
+                .map_or(default.rebalance, |s| (s > 0).then(|| Duration::from_secs(s.into()))),
             log_level: args.log_level.clone().or(file.log.level).unwrap_or(default.log_level),
             log_format: args.log_format.or(file.log.format).unwrap_or_default(),
             api_group: args.api_group.clone().or(file.api.group),
@@ -363,11 +374,12 @@ mod tests {
 
     #[test]
     fn the_flag_beats_the_file_and_the_file_the_default() {
-        let text = "[datapath]\nworkers = 2\nspin_us = 7\n[dns]\nupstreams = ['192.0.2.1']\n";
+        let text = "[datapath]\nworkers = 2\nspin_us = 7\nrebalance_s = 0\n[dns]\nupstreams = ['192.0.2.1']\n";
         let args = Args { workers: Some(3), ..Args::default() };
         let config = load(text, &args).expect("configuration");
         assert_eq!(config.workers, 3);
         assert_eq!(config.spin, Duration::from_micros(7));
+        assert_eq!(config.rebalance, None);
         assert_eq!(config.dns_upstreams, ["192.0.2.1:53".parse().expect("address")]);
         assert_eq!(config.log_level, "info");
     }

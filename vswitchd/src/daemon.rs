@@ -56,6 +56,7 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
         workers: config.workers,
         cpus: config.cpus.clone(),
         spin: config.spin,
+        rebalance: config.rebalance,
         resume_dir: Some(resume_dir),
     };
     // Before everything else: frames wait for it.

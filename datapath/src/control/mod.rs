@@ -24,6 +24,7 @@ use wire::MacAddr;
 
 use self::model::{Model, PortEntry};
 use self::status::StatusBoard;
+use crate::balance::{self, Balancer, Move};
 use crate::counters::Counters;
 use crate::epoch::Epochs;
 use crate::port::internal::InternalPort;
@@ -38,7 +39,7 @@ use crate::wake::WakeFd;
 use crate::worker::{Poller, Shared, Signal};
 use crate::{
     BridgeSpec, Config, Error, Event, FdbEntry, PortIo, PortSpec, PortState, PortStats, PortStatus,
-    VhostSocket,
+    VhostSocket, WorkerStatus,
 };
 
 /// A running datapath. Clones are handles to the same one; the last one to go stops it.
@@ -104,8 +105,10 @@ impl Datapath {
             signals: (0..workers).map(|_| Signal::default()).collect(),
         });
         let status = Arc::new(StatusBoard::new(events));
+        let balancer = Balancer::new(Arc::clone(&shared), config.rebalance, start);
+        let inboxes = (commands_out, notices_out);
         let thread =
-            Thread::new(Arc::clone(&shared), commands_out, notices_out, Arc::clone(&status), start)
+            Thread::new(Arc::clone(&shared), inboxes, Arc::clone(&status), balancer, start)
                 .map_err(&make)?;
         let datapath = Self(Arc::new(Inner {
             shared,
@@ -249,6 +252,10 @@ impl Datapath {
             // Adopted above.
             PortIo::Inherited => return Err(Error::NoPort(id)),
         };
+        if let Device::Kernel(kernel) = &device {
+            let shared = &self.0.shared;
+            balance::place_new(&shared.current.load(), shared.epochs.workers(), kernel.duties());
+        }
         let mac_config = (mac != MacAddr::ZERO).then_some(mac);
         let config = PortConfig { role, vlan, isolated, mac: mac_config };
         self.add_static_entry(&model, bridge, index, &config)?;
@@ -334,6 +341,31 @@ impl Datapath {
     #[must_use]
     pub fn port_stats(&self, id: Uuid) -> Option<PortStats> {
         self.model().ports.get(&id).map(PortEntry::stats)
+    }
+
+    /// Every worker, with the queues that it serves and what they cost it.
+    #[must_use]
+    pub fn workers(&self) -> Vec<WorkerStatus> {
+        let shared = &self.0.shared;
+        balance::status(&shared.current.load(), shared.epochs.workers(), &self.0.config.cpus)
+    }
+
+    /// Gives a queue to a worker. It stays there until [rebalancing](Config::rebalance) finds a better place.
+    ///
+    /// # Errors
+    /// [`Error::NoWorker`], [`Error::NoQueue`] when the guest has not set it up, [`Error::Stopped`].
+    pub fn move_queue(&self, port: Uuid, queue: usize, worker: usize) -> Result<(), Error> {
+        let workers = self.0.shared.epochs.workers();
+        if worker >= workers {
+            return Err(Error::NoWorker { worker, workers });
+        }
+        let (done, wait) = crossbeam_channel::bounded(1);
+        self.command(Command::Move(Move { port, queue, worker, done }));
+        match wait.recv() {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Error::NoQueue { port, queue }),
+            Err(_) => Err(Error::Stopped),
+        }
     }
 
     /// The bridge's forwarding table; empty when there is no such bridge.

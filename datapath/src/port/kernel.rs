@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use rustix::io::Errno;
 use switch::DropReason;
@@ -11,6 +11,7 @@ use wire::VirtioNetHdr;
 
 use super::packet::PacketSocket;
 use super::tap::TapQueue;
+use crate::balance::Duty;
 
 #[derive(Debug)]
 pub(crate) enum KernelQueue {
@@ -63,17 +64,20 @@ impl AsFd for KernelQueue {
     }
 }
 
-/// A TAP device or a packet socket. Queue `q` is read by worker `q % workers` alone; any worker may write to any.
+/// A TAP device or a packet socket. Each queue is read by one worker alone; any worker may write to any.
 #[derive(Debug)]
 pub(crate) struct KernelPort {
     queues: Box<[Mutex<KernelQueue>]>,
+    duties: Arc<[Duty]>,
     /// The device was deleted; nothing is read any more.
     gone: AtomicBool,
 }
 
 impl KernelPort {
     pub(crate) fn new(queues: impl IntoIterator<Item = KernelQueue>) -> Self {
-        Self { queues: queues.into_iter().map(Mutex::new).collect(), gone: AtomicBool::new(false) }
+        let queues: Box<[_]> = queues.into_iter().map(Mutex::new).collect();
+        let duties = Duty::of(queues.len());
+        Self { queues, duties, gone: AtomicBool::new(false) }
     }
 
     /// A packet socket, which is the one queue.
@@ -83,6 +87,16 @@ impl KernelPort {
 
     pub(crate) fn queues(&self) -> usize {
         self.queues.len()
+    }
+
+    pub(crate) fn duties(&self) -> &Arc<[Duty]> {
+        &self.duties
+    }
+
+    /// The queue that a worker writes to: one that it reads, so that it seldom meets another worker there.
+    pub(crate) fn queue_of(&self, worker: usize) -> usize {
+        let own = self.duties.iter().position(|duty| duty.owner() == Some(worker));
+        own.unwrap_or_else(|| worker % self.queues.len().max(1))
     }
 
     /// `None` while another worker has it.

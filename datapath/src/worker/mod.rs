@@ -4,9 +4,11 @@
 //! ([`crate::epoch`]), and goes on with the next source. It never waits for anybody: locks are tried, descriptors are
 //! non-blocking.
 
+mod adopt;
 mod batch;
 mod burst;
 mod flow;
+mod meter;
 mod outputs;
 mod patience;
 mod poller;

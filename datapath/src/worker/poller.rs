@@ -7,21 +7,20 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use switch::{PortIndex, Seconds};
-use tracing::warn;
 
 use super::burst::Buffers;
+use super::meter::Meter;
 use super::source::{KernelSource, RingSource, State, Token};
 use super::to_vhost::Fault;
 use super::{Context, Shared};
-use crate::port::internal;
-use crate::snapshot::{Device, Port, Snapshot};
+use crate::port::vhost_user::VhostPort;
+use crate::snapshot::{Device, Snapshot};
 
 /// Rounds between two looks at epoll while rings are polled.
 const ROUNDS: u32 = 8;
@@ -34,25 +33,26 @@ const TICK: Duration = Duration::from_millis(1);
 
 /// One worker.
 pub(crate) struct Poller {
-    id: usize,
-    shared: Arc<Shared>,
-    epoll: std::os::fd::OwnedFd,
-    snapshot: Arc<Snapshot>,
-    epoch: u64,
-    rings: Vec<RingSource>,
-    kernels: Vec<KernelSource>,
+    pub(super) id: usize,
+    pub(super) shared: Arc<Shared>,
+    pub(super) epoll: std::os::fd::OwnedFd,
+    pub(super) snapshot: Arc<Snapshot>,
+    pub(super) epoch: u64,
+    pub(super) rings: Vec<RingSource>,
+    pub(super) kernels: Vec<KernelSource>,
     /// Position in `rings`, or in `kernels` behind those.
-    by_token: HashMap<Token, usize>,
+    pub(super) by_token: HashMap<Token, usize>,
     /// Engines whose frames this worker sends.
-    engines: Vec<PortIndex>,
+    pub(super) engines: Vec<PortIndex>,
     /// Positions of the rings that are polled.
-    polled: Vec<usize>,
-    timed: usize,
+    pub(super) polled: Vec<usize>,
+    pub(super) timed: usize,
     /// When those were last looked at.
     timed_last: Instant,
-    buffers: Buffers,
+    pub(super) buffers: Buffers,
+    pub(super) meter: Meter,
     start: Instant,
-    clock: Instant,
+    pub(super) clock: Instant,
     now: Seconds,
 }
 
@@ -78,6 +78,7 @@ impl Poller {
             timed: 0,
             timed_last: start,
             buffers: Buffers::new(),
+            meter: Meter::default(),
             start,
             clock: start,
             now: Seconds(0),
@@ -123,12 +124,12 @@ impl Poller {
     /// Looks at every polled ring once. True when there were frames.
     #[inline]
     fn poll_rings(&mut self) -> bool {
-        let Self { snapshot, shared, rings, polled, buffers, .. } = self;
+        let Self { snapshot, shared, rings, polled, buffers, meter, .. } = self;
         let context = Context { worker: self.id, snapshot, shared, now: self.now };
         let mut busy = false;
         for &at in polled.iter() {
             let ring = &mut rings[at];
-            if take(&context, ring, buffers) > 0 {
+            if take(&context, at, ring, buffers, meter) > 0 {
                 ring.idle_since = None;
                 busy = true;
             }
@@ -187,23 +188,20 @@ impl Poller {
 
     /// Looks at a ring whose driver has kicked, or whose time has come.
     fn wake_ring(&mut self, at: usize, kicked: bool) {
-        let Self { snapshot, shared, rings, buffers, .. } = self;
+        let Self { snapshot, shared, rings, buffers, meter, .. } = self;
         let context = Context { worker: self.id, snapshot, shared, now: self.now };
         let ring = &mut rings[at];
         if ring.state == State::Polled {
             return;
         }
-        if take(&context, ring, buffers) > 0 {
+        if take(&context, at, ring, buffers, meter) > 0 {
             if ring.state == State::Timed {
                 self.timed -= 1;
             }
             ring.state = State::Polled;
             ring.idle_since = None;
-            if let Some(Device::Vhost(vhost)) = snapshot.port(ring.port).map(|port| &port.device)
-                && let Some(mut guard) = vhost.tx(ring.pair).and_then(|queue| queue.try_lock())
-                && let Some(live) = guard.as_mut()
-            {
-                live.ring.suppress_kicks();
+            if let Some(Device::Vhost(vhost)) = snapshot.port(ring.port).map(|port| &port.device) {
+                suppress_kicks(vhost, ring.pair);
             }
             self.polled.push(at);
             return;
@@ -258,6 +256,10 @@ impl Poller {
         events.clear();
         // Interrupted: the loop comes back.
         let _ = epoll::wait(&self.epoll, spare_capacity(events), timeout.as_ref());
+        if self.meter.is_idle() {
+            // What was slept is nobody's.
+            self.clock = Instant::now();
+        }
         for event in events.iter() {
             let token = Token(event.data.u64());
             let Some(&at) = self.by_token.get(&token) else { continue };
@@ -276,21 +278,33 @@ impl Poller {
     }
 
     fn poll_kernel(&mut self, at: usize) {
-        let Self { snapshot, shared, kernels, buffers, .. } = self;
+        let Self { snapshot, shared, kernels, buffers, meter, .. } = self;
         let context = Context { worker: self.id, snapshot, shared, now: self.now };
         let source = &kernels[at];
         let Some(port) = snapshot.port(source.port) else { return };
         let Device::Kernel(kernel) = &port.device else { return };
-        buffers.take_kernel(&context, port, kernel, source.queue);
+        let bytes = &port.counters[self.id].rx_bytes;
+        let before = bytes.value();
+        let frames = buffers.take_kernel(&context, port, kernel, source.queue);
+        meter.add(self.rings.len() + at, frames, bytes.value().wrapping_sub(before));
         if kernel.is_gone() {
             // Else epoll would report it for ever.
             let _ = epoll::delete(&self.epoll, &source.fd);
         }
     }
 
-    /// Reads the clock. Once a second the kicks without frames are forgotten.
-    fn tick(&mut self) {
-        self.clock = Instant::now();
+    /// Reads the clock and says whose the time was. Once a second the kicks without frames are forgotten.
+    pub(super) fn tick(&mut self) {
+        let before = std::mem::replace(&mut self.clock, Instant::now());
+        if !self.meter.is_idle() {
+            let Self { meter, rings, kernels, clock, .. } = self;
+            meter.settle(clock.duration_since(before), |at, time| {
+                match at.checked_sub(rings.len()) {
+                    None => rings[at].duty().spend(time),
+                    Some(at) => kernels[at].duty().spend(time),
+                }
+            });
+        }
         let seconds = self.clock.duration_since(self.start).as_secs();
         let now = Seconds(u32::try_from(seconds).unwrap_or(u32::MAX));
         if now != self.now {
@@ -307,98 +321,8 @@ impl Poller {
         }
     }
 
-    /// Takes up a new snapshot: lets go of sources that are no more, begins with new ones.
-    #[cold]
-    fn adopt(&mut self, epoch: u64) {
-        let snapshot = self.shared.current.load_full();
-        let mut old: HashMap<Token, RingSource> =
-            self.rings.drain(..).map(|ring| (ring.token, ring)).collect();
-        let mut old_kernels: HashMap<Token, KernelSource> =
-            self.kernels.drain(..).map(|kernel| (kernel.token, kernel)).collect();
-        let mut fresh = Vec::new();
-        self.engines.clear();
-        for port in snapshot.ports() {
-            match &port.device {
-                Device::Vhost(vhost) => {
-                    for setup in vhost.tx_setup() {
-                        let pair = usize::from(setup.queue);
-                        let token = Token::new(port.index, pair);
-                        if !self.is_mine(port, pair) {
-                            continue;
-                        }
-                        let same = old.get(&token).is_some_and(|ring| {
-                            ring.generation == setup.generation
-                                && same_fd(ring.kick.as_ref(), setup.kick.as_ref())
-                        });
-                        if let (true, Some(ring)) = (same, old.remove(&token)) {
-                            self.rings.push(ring);
-                            continue;
-                        }
-                        fresh.push(RingSource {
-                            token,
-                            port: port.index,
-                            pair,
-                            generation: setup.generation,
-                            kick: setup.kick,
-                            watched: false,
-                            state: State::Polled,
-                            idle_since: None,
-                            empty_kicks: 0,
-                        });
-                    }
-                }
-                Device::Kernel(kernel) => {
-                    for queue in (0..kernel.queues()).filter(|_| !kernel.is_gone()) {
-                        let token = Token::new(port.index, queue);
-                        if queue % self.shared.epochs.workers() != self.id {
-                            continue;
-                        }
-                        let source = old_kernels.remove(&token).or_else(|| {
-                            let source = self.watch_kernel(port, queue, token);
-                            source
-                                .inspect_err(|error| {
-                                    warn!(port = %port.id, queue, %error, "cannot wait for frames");
-                                })
-                                .ok()
-                        });
-                        self.kernels.extend(source);
-                    }
-                }
-                Device::Internal(_) if self.id == internal::WORKER => {
-                    self.engines.push(port.index);
-                }
-                Device::Internal(_) => {}
-            }
-        }
-        for ring in old.values().filter(|ring| ring.watched) {
-            if let Some(kick) = &ring.kick {
-                let _ = epoll::delete(&self.epoll, kick);
-            }
-        }
-        for kernel in old_kernels.values() {
-            let _ = epoll::delete(&self.epoll, &kernel.fd);
-        }
-        drop((old, old_kernels));
-        let first = self.rings.len();
-        self.rings.append(&mut fresh);
-        for at in first..self.rings.len() {
-            self.watch(at);
-        }
-        let rings = self.rings.iter().map(|ring| ring.token);
-        let kernels = self.kernels.iter().map(|kernel| kernel.token);
-        self.by_token = rings.chain(kernels).enumerate().map(|(at, token)| (token, at)).collect();
-        let polled = |(at, ring): (usize, &RingSource)| (ring.state == State::Polled).then_some(at);
-        self.polled = self.rings.iter().enumerate().filter_map(polled).collect();
-        self.timed = self.rings.iter().filter(|ring| ring.state == State::Timed).count();
-        self.buffers.forget();
-        self.snapshot = snapshot;
-        self.epoch = epoch;
-        self.shared.epochs.seen(self.id, epoch);
-        self.announce();
-    }
-
     /// Sends the announcements that are waiting; whichever worker comes first does.
-    fn announce(&mut self) {
+    pub(super) fn announce(&mut self) {
         let Self { snapshot, shared, buffers, .. } = self;
         let context = Context { worker: self.id, snapshot, shared, now: self.now };
         for port in snapshot.ports() {
@@ -409,57 +333,33 @@ impl Poller {
             }
         }
     }
-
-    /// Rings are dealt out over the workers.
-    fn is_mine(&self, port: &Port, pair: usize) -> bool {
-        (usize::from(port.index.0) + pair) % self.shared.epochs.workers() == self.id
-    }
-
-    fn watch(&mut self, at: usize) {
-        let ring = &mut self.rings[at];
-        let Some(kick) = &ring.kick else { return };
-        let data = epoll::EventData::new_u64(ring.token.0);
-        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        // One that cannot be waited for is looked at every millisecond.
-        ring.watched = ring.watched || epoll::add(&self.epoll, kick, data, flags).is_ok();
-    }
-
-    fn unwatch(&mut self, at: usize) {
-        let ring = &mut self.rings[at];
-        if let (true, Some(kick)) = (ring.watched, &ring.kick) {
-            let _ = epoll::delete(&self.epoll, kick);
-        }
-        ring.watched = false;
-    }
-
-    fn watch_kernel(&self, port: &Port, queue: usize, token: Token) -> io::Result<KernelSource> {
-        let Device::Kernel(kernel) = &port.device else {
-            return Err(io::ErrorKind::InvalidInput.into());
-        };
-        let guard = kernel.queue(queue).ok_or(io::ErrorKind::NotFound)?;
-        let fd = guard.as_fd().try_clone_to_owned()?;
-        let data = epoll::EventData::new_u64(token.0);
-        epoll::add(&self.epoll, &fd, data, epoll::EventFlags::IN)?;
-        Ok(KernelSource { token, port: port.index, queue, fd })
-    }
 }
 
 /// One burst of a ring.
 #[inline]
-fn take(context: &Context<'_>, ring: &RingSource, buffers: &mut Buffers) -> usize {
+fn take(
+    context: &Context<'_>,
+    at: usize,
+    ring: &RingSource,
+    buffers: &mut Buffers,
+    meter: &mut Meter,
+) -> usize {
     let Some(port) = context.snapshot.port(ring.port) else { return 0 };
     let Device::Vhost(vhost) = &port.device else { return 0 };
-    buffers.take_vhost(context, port, vhost, ring.pair)
+    let bytes = &port.counters[context.worker].rx_bytes;
+    let before = bytes.value();
+    let frames = buffers.take_vhost(context, port, vhost, ring.pair);
+    if frames > 0 {
+        meter.add(at, frames, bytes.value().wrapping_sub(before));
+    }
+    frames
 }
 
-fn same_fd(
-    one: Option<&Arc<std::os::fd::OwnedFd>>,
-    other: Option<&Arc<std::os::fd::OwnedFd>>,
-) -> bool {
-    match (one, other) {
-        (Some(one), Some(other)) => Arc::ptr_eq(one, other),
-        (None, None) => true,
-        _ => false,
+pub(super) fn suppress_kicks(vhost: &VhostPort, pair: usize) {
+    if let Some(mut guard) = vhost.tx(pair).and_then(|queue| queue.try_lock())
+        && let Some(live) = guard.as_mut()
+    {
+        live.ring.suppress_kicks();
     }
 }
 

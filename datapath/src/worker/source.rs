@@ -6,6 +6,8 @@ use std::time::Instant;
 
 use switch::PortIndex;
 
+use crate::balance::Duty;
+
 /// A source's name, stable while the source exists; also what epoll reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Token(pub(crate) u64);
@@ -36,6 +38,7 @@ pub(crate) struct RingSource {
     pub(crate) token: Token,
     pub(crate) port: PortIndex,
     pub(crate) pair: usize,
+    pub(crate) duties: Arc<[Duty]>,
     pub(crate) generation: u64,
     pub(crate) kick: Option<Arc<OwnedFd>>,
     /// The kick is in the worker's epoll set.
@@ -53,6 +56,19 @@ pub(crate) struct KernelSource {
     pub(crate) token: Token,
     pub(crate) port: PortIndex,
     pub(crate) queue: usize,
+    pub(crate) duties: Arc<[Duty]>,
     /// A descriptor of our own for epoll, which goes when the worker has let go of the port.
     pub(crate) fd: OwnedFd,
+}
+
+impl RingSource {
+    pub(crate) fn duty(&self) -> &Duty {
+        &self.duties[self.pair]
+    }
+}
+
+impl KernelSource {
+    pub(crate) fn duty(&self) -> &Duty {
+        &self.duties[self.queue]
+    }
 }

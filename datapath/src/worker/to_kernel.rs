@@ -22,7 +22,7 @@ pub(crate) fn deliver(
     linear: &mut [u8],
 ) {
     let counters = &port.counters[context.worker];
-    let queue = context.worker % kernel.queues().max(1);
+    let queue = kernel.queue_of(context.worker);
     let Some(mut queue) = patiently(|| kernel.try_queue(queue)) else {
         counters.drop(DropReason::TxContended, jobs.len() as u64);
         return;

@@ -170,6 +170,7 @@ impl Thread {
         let gone = connection.device.remove_all(connection.session.device());
         if connection.device.take_changed() {
             self.shared.epochs.advance();
+            self.balancer.rings_changed();
         }
         // Whoever reads the state may rely on it that no frame goes to the guest any more.
         if gone.is_ok()

@@ -10,6 +10,7 @@ use wire::MacAddr;
 pub(crate) use super::call::Call;
 use super::quarantine::Quarantine;
 use super::resume::ResumeRecords;
+use crate::balance::Duty;
 use crate::offload::OffloadSet;
 
 /// A ring in use, with everything that a burst needs of it.
@@ -76,6 +77,8 @@ pub(crate) struct VhostPort {
     /// RX rings in use: the first ones.
     rx_active: AtomicU16,
     tx_setup: Mutex<Vec<TxSetup>>,
+    /// Of the TX rings.
+    duties: Arc<[Duty]>,
     /// A guest that the workers have to announce: its address, above that a one. 0 when there is none.
     announcement: AtomicU64,
     quarantine: Quarantine,
@@ -90,6 +93,7 @@ impl VhostPort {
             tx: queues(),
             rx_active: AtomicU16::new(0),
             tx_setup: Mutex::default(),
+            duties: Duty::of(usize::from(pairs)),
             announcement: AtomicU64::new(0),
             quarantine: Quarantine::default(),
             resume,
@@ -123,8 +127,18 @@ impl VhostPort {
         self.tx_setup.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// A ring that is no more has no worker either.
     pub(crate) fn set_tx_setup(&self, setup: Vec<TxSetup>) {
+        for (pair, duty) in self.duties.iter().enumerate() {
+            if setup.iter().all(|setup| usize::from(setup.queue) != pair) {
+                duty.withdraw();
+            }
+        }
         *self.tx_setup.lock().unwrap_or_else(PoisonError::into_inner) = setup;
+    }
+
+    pub(crate) fn duties(&self) -> &Arc<[Duty]> {
+        &self.duties
     }
 
     /// Has the workers announce a guest at their next look at the configuration.

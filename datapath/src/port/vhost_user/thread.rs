@@ -21,6 +21,7 @@ use super::device::DeviceState;
 use super::dialer::{Dialed, Dialer};
 use super::origin::Origin;
 use super::queue::VhostPort;
+use crate::balance::{Balancer, Move};
 use crate::control::status::StatusBoard;
 use crate::worker::{Notice, Shared};
 use crate::{PortState, PortStatus, VhostSocket};
@@ -31,6 +32,8 @@ pub(crate) enum Command {
     Add(NewPort),
     /// Closes the connection and the listener, takes the rings away, then says so.
     Remove(Uuid, Sender<()>),
+    /// Gives a queue to a worker.
+    Move(Move),
 }
 
 #[derive(Debug)]
@@ -113,6 +116,7 @@ pub(crate) struct Thread {
     start: Instant,
     /// Each worker's signal at the last tick.
     signals: Vec<u64>,
+    pub(super) balancer: Balancer,
 }
 
 impl Thread {
@@ -120,9 +124,9 @@ impl Thread {
     /// When the process is out of descriptors.
     pub(crate) fn new(
         shared: Arc<Shared>,
-        commands: Receiver<Command>,
-        notices: Receiver<Notice>,
+        (commands, notices): (Receiver<Command>, Receiver<Notice>),
         status: Arc<StatusBoard>,
+        balancer: Balancer,
         start: Instant,
     ) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
@@ -144,6 +148,7 @@ impl Thread {
             next_key: 0,
             start,
             signals,
+            balancer,
         })
     }
 
@@ -155,7 +160,8 @@ impl Thread {
         while !self.shared.stopped() {
             let now = Instant::now();
             let leaves = |e: &Endpoint| e.leaving.as_ref().is_some_and(|old| !old.is_closing());
-            let soon = self.endpoints.values().any(|e| e.soon || leaves(e));
+            let soon =
+                self.balancer.is_busy() || self.endpoints.values().any(|e| e.soon || leaves(e));
             let timeout = if soon { SOON } else { next_tick.saturating_duration_since(now) };
             let timeout = Timespec::try_from(timeout).ok();
             events.clear();
@@ -182,6 +188,7 @@ impl Thread {
             for key in keys {
                 self.resume(key);
             }
+            self.balancer.step();
             if Instant::now() >= next_tick {
                 next_tick = Instant::now() + TICK;
                 self.free_workers();
@@ -229,6 +236,7 @@ impl Thread {
                 }
                 let _ = done.send(());
             }
+            Command::Move(wanted) => self.balancer.request(wanted),
         }
     }
 
@@ -266,6 +274,7 @@ impl Thread {
         let result = connection.drive(&endpoint.name);
         if connection.device.take_changed() {
             self.shared.epochs.advance();
+            self.balancer.rings_changed();
         }
         match result {
             Ok(wait) => {
@@ -411,6 +420,7 @@ impl Thread {
         for bridge in bridges {
             bridge.expire(now);
         }
+        self.balancer.housekeeping();
         let unread = self.endpoints.iter().filter(|(_, endpoint)| endpoint.watched_for_writing);
         let unread: Vec<u64> = unread.map(|(&key, _)| key).collect();
         for key in unread {
