@@ -308,6 +308,27 @@ pub struct FdbEntry {
     pub age: Option<u64>,
 }
 
+/// `GET /v1/workers`: a thread that moves frames, and what it serves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct WorkerInfo {
+    pub worker: usize,
+    /// The CPU that it is bound to; absent when the kernel chooses.
+    pub cpu: Option<usize>,
+    /// Millionths of its time that went to frames, over the last seconds.
+    pub load_ppm: u64,
+    pub queues: Vec<WorkerQueue>,
+}
+
+/// A queue that a worker takes frames from: a guest's transmit ring, a TAP queue, a packet socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct WorkerQueue {
+    /// Absent for a network's gateway or uplink.
+    pub port: Option<String>,
+    pub network: String,
+    pub queue: usize,
+    pub load_ppm: u64,
+}
+
 /// `GET /v1/instance`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct InstanceInfo {

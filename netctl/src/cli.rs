@@ -138,6 +138,8 @@ pub(crate) enum Command {
     FdbShow(Network),
     /// Show all networks with their ports
     Show,
+    /// List the daemon's worker threads, with their load and the queues that each serves
+    WorkerList,
     /// Print what happens, as it happens
     Events(Events),
     /// Print the completion script of a shell

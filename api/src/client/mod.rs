@@ -23,7 +23,7 @@ use sse::Parser;
 
 use crate::{
     Autostart, Event, FdbEntry, Instance, InstanceInfo, Lease, NetworkInfo, NetworkStats, PortAdd,
-    PortInfo, PortSet, PortStats, Problem,
+    PortInfo, PortSet, PortStats, Problem, WorkerInfo,
 };
 
 /// Longest answer that is read, in bytes.
@@ -154,6 +154,14 @@ impl Client {
     /// See [`Client::instance`].
     pub async fn fdb(&self, network: &str) -> Result<Vec<FdbEntry>> {
         self.get(&format!("/v1/networks/{}/fdb", segment(network))).await
+    }
+
+    /// `GET /v1/workers`
+    ///
+    /// # Errors
+    /// See [`Client::instance`].
+    pub async fn workers(&self) -> Result<Vec<WorkerInfo>> {
+        self.get("/v1/workers").await
     }
 
     /// `GET /v1/ports`

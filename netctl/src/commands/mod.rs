@@ -9,6 +9,7 @@ mod networks;
 mod ports;
 mod show;
 mod stats;
+mod workers;
 
 use api::{Client, Instance};
 
@@ -61,6 +62,7 @@ pub(crate) async fn run(cli: Cli, output: &mut Output) -> Result<(), Failure> {
         Command::NetStats(it) => stats::network(context, &it.network).await,
         Command::FdbShow(it) => show::fdb(context, &it.network).await,
         Command::Show => show::show(context).await,
+        Command::WorkerList => workers::list(context).await,
         Command::Events(options) => events::events(context, &options).await,
         Command::Completion { shell } => {
             let mut script = Vec::new();

@@ -1,6 +1,6 @@
-//! `/v1/instance`.
+//! `/v1/instance` and `/v1/workers`.
 
-use api::InstanceInfo;
+use api::{InstanceInfo, WorkerInfo};
 use axum::Json;
 use axum::extract::State;
 
@@ -13,4 +13,13 @@ use super::Context;
 )]
 pub(super) async fn show(State(context): State<Context>) -> Json<InstanceInfo> {
     Json(context.manager.instance())
+}
+
+/// The threads that move frames, with the queues that each serves and what they cost it.
+#[utoipa::path(
+    get, operation_id = "list_workers", path = "/v1/workers",
+    responses((status = 200, body = Vec<WorkerInfo>))
+)]
+pub(super) async fn workers(State(context): State<Context>) -> Json<Vec<WorkerInfo>> {
+    Json(context.manager.workers())
 }

@@ -55,6 +55,7 @@ fn router(context: Context) -> Router {
         .route("/v1/ports", get(ports::list))
         .route("/v1/ports/{port}", get(ports::show).patch(ports::set).delete(ports::delete))
         .route("/v1/ports/{port}/stats", get(ports::stats))
+        .route("/v1/workers", get(instance::workers))
         .route("/v1/events", get(events::stream))
         .route("/v1/openapi.json", get(openapi::document))
         .fallback(no_such_resource)

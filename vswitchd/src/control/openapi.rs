@@ -19,6 +19,7 @@ use super::{events, instance, networks, ports};
     ),
     paths(
         instance::show,
+        instance::workers,
         networks::list,
         networks::define,
         networks::show,
@@ -71,7 +72,7 @@ mod tests {
         let all = ids.len();
         ids.sort_unstable();
         ids.dedup();
-        assert_eq!((ids.len(), all), (20, 20), "every operation has a name of its own");
+        assert_eq!((ids.len(), all), (21, 21), "every operation has a name of its own");
         assert!(schemas.contains_key("PortKind") && schemas.contains_key("Problem"));
         assert!(value["paths"]["/v1/networks/{network}/ports"]["post"].is_object());
     }

@@ -239,6 +239,10 @@ impl Dataplane {
         })
     }
 
+    pub(super) fn workers(&self) -> Vec<datapath::WorkerStatus> {
+        self.datapath.workers()
+    }
+
     pub(super) fn fdb(&self, bridge: Uuid) -> Vec<datapath::FdbEntry> {
         self.datapath.fdb(bridge)
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use api::{
     FdbEntry, InstanceInfo, Lease, NetworkInfo, NetworkStats, PortInfo, PortKind, PortState,
-    PortStats, Problem,
+    PortStats, Problem, WorkerInfo, WorkerQueue,
 };
 use netdef::model::ForwardMode;
 use uuid::Uuid;
@@ -112,6 +112,33 @@ impl Manager {
             .collect();
         entries.sort_by_key(|entry| (entry.vlan, entry.mac));
         Ok(entries)
+    }
+
+    /// Every worker with its queues, by network and port.
+    #[must_use]
+    pub fn workers(&self) -> Vec<WorkerInfo> {
+        let status = self.dataplane.workers();
+        let tables = self.tables();
+        let queue = |queue: datapath::QueueStatus| {
+            let port = tables.ports.get(&queue.port);
+            // A gateway's or uplink's port has the network's UUID.
+            let network = port.map_or(queue.port, |port| port.document.network);
+            let network = tables.networks.get(&network);
+            WorkerQueue {
+                port: port.map(|port| port.document.name.clone()),
+                network: network.map_or_else(|| queue.port.to_string(), |it| it.name.clone()),
+                queue: queue.queue,
+                load_ppm: queue.load_ppm,
+            }
+        };
+        let workers = status.into_iter().enumerate().map(|(worker, status)| {
+            let mut queues: Vec<_> = status.queues.into_iter().map(queue).collect();
+            queues.sort_by(|a, b| {
+                (&a.network, &a.port, a.queue).cmp(&(&b.network, &b.port, b.queue))
+            });
+            WorkerInfo { worker, cpu: status.cpu, load_ppm: status.load_ppm, queues }
+        });
+        workers.collect()
     }
 
     /// Ports by name, of one network or of all.
