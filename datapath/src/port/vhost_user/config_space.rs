@@ -27,6 +27,9 @@ const FEATURES: u64 = virtio::F_VERSION_1
     | virtio::NET_F_GUEST_TSO4
     | virtio::NET_F_GUEST_TSO6
     | virtio::NET_F_GUEST_ECN
+    | virtio::NET_F_HOST_USO
+    | virtio::NET_F_GUEST_USO4
+    | virtio::NET_F_GUEST_USO6
     | virtio::NET_F_CTRL_VQ
     | virtio::NET_F_CTRL_RX
     | virtio::NET_F_CTRL_MAC_ADDR
