@@ -26,9 +26,8 @@ const SIZE: usize = 1000;
 
 /// Datagrams of [`SIZE`] bytes and a shorter last one, in one frame.
 fn datagrams(dst: MacAddr, src: MacAddr, port: u16, payload: &[u8]) -> (VirtioNetHdr, Vec<u8>) {
-    let builder = PacketBuilder::ethernet2(src.0, dst.0)
-        .ipv4(SRC.octets(), DST.octets(), 64)
-        .udp(1000, port);
+    let builder =
+        PacketBuilder::ethernet2(src.0, dst.0).ipv4(SRC.octets(), DST.octets(), 64).udp(1000, port);
     let mut bytes = Vec::new();
     builder.write(&mut bytes, payload).unwrap();
     let len = u16::try_from(8 + payload.len()).unwrap();
