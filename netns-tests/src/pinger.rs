@@ -23,8 +23,15 @@ const LATE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Pinger {
     stop: Arc<AtomicBool>,
-    sent: Arc<AtomicU32>,
+    counts: Arc<Counts>,
     thread: JoinHandle<Report>,
+}
+
+/// Until now.
+#[derive(Debug, Default)]
+struct Counts {
+    sent: AtomicU32,
+    received: AtomicU32,
 }
 
 /// What came back.
@@ -51,16 +58,22 @@ impl Pinger {
             socket.connect(&SockAddr::from(SocketAddrV4::new(to, 0)))?;
             Ok(socket)
         })?;
-        let (stop, sent) = (Arc::<AtomicBool>::default(), Arc::<AtomicU32>::default());
-        let (stopped, count) = (Arc::clone(&stop), Arc::clone(&sent));
-        let thread = std::thread::spawn(move || ask(&socket, interval, &stopped, &count));
-        Ok(Self { stop, sent, thread })
+        let (stop, counts) = (Arc::<AtomicBool>::default(), Arc::<Counts>::default());
+        let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&counts));
+        let thread = std::thread::spawn(move || ask(&socket, interval, &stopped, &counted));
+        Ok(Self { stop, counts, thread })
     }
 
     /// How many requests were sent until now.
     #[must_use]
     pub fn sent(&self) -> u32 {
-        self.sent.load(Ordering::Relaxed)
+        self.counts.sent.load(Ordering::Relaxed)
+    }
+
+    /// How many of them were answered until now.
+    #[must_use]
+    pub fn received(&self) -> u32 {
+        self.counts.received.load(Ordering::Relaxed)
     }
 
     /// # Errors
@@ -71,7 +84,7 @@ impl Pinger {
     }
 }
 
-fn ask(mut socket: &Socket, interval: Duration, stopped: &AtomicBool, count: &AtomicU32) -> Report {
+fn ask(mut socket: &Socket, interval: Duration, stopped: &AtomicBool, counts: &Counts) -> Report {
     let mut report = Report::default();
     let mut answered = Vec::new();
     let mut last = None;
@@ -88,7 +101,7 @@ fn ask(mut socket: &Socket, interval: Duration, stopped: &AtomicBool, count: &At
                 next += interval;
                 let _ = socket.send(&request(report.sent));
                 report.sent += 1;
-                count.store(report.sent, Ordering::Relaxed);
+                counts.sent.store(report.sent, Ordering::Relaxed);
                 answered.push(false);
                 continue;
             }
@@ -109,6 +122,7 @@ fn ask(mut socket: &Socket, interval: Duration, stopped: &AtomicBool, count: &At
             report.duplicates += 1;
         } else {
             report.received += 1;
+            counts.received.store(report.received, Ordering::Relaxed);
         }
     }
     report.lost = ranges(&answered);

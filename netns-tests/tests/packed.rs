@@ -7,7 +7,7 @@ use anyhow::{Context, ensure};
 use netns_tests::guest::{Guest, Namespace, Qemu, qemu::Nic};
 use netns_tests::pinger::Pinger;
 use netns_tests::streams::Streams;
-use netns_tests::{Daemon, Lab};
+use netns_tests::{Daemon, Lab, wait};
 
 const NETWORK: &str = "<network>
   <name>lan</name>
@@ -20,6 +20,7 @@ const NETWORK: &str = "<network>
 /// More than the rings have descriptors (256).
 const ENOUGH: u64 = 600;
 const INTERVAL: Duration = Duration::from_millis(5);
+const LIMIT: Duration = Duration::from_secs(60);
 
 struct World {
     lab: Lab,
@@ -77,6 +78,9 @@ impl World {
             // Where counters begin anew there were fewer.
             let before = before.min(self.drops()?);
             self.lab.daemon.wait_port("deb", api::PortState::Up)?;
+            // The guest's link is up a little later.
+            let answers = pinger.received();
+            wait::until("an answer", LIMIT, || pinger.received() > answers)?;
             let (outage, took) = (ended.saturating_sub(in_flight)..pinger.sent(), start.elapsed());
             self.moved(ENOUGH)?;
             let report = pinger.finish()?;
@@ -108,7 +112,7 @@ impl World {
     fn moved(&self, frames: u64) -> anyhow::Result<()> {
         let stats = || self.lab.daemon.json::<api::PortStats>(&["port-stats", "deb"]);
         let before = stats()?;
-        netns_tests::wait::until("frames in both directions", Duration::from_secs(60), || {
+        wait::until("frames in both directions", LIMIT, || {
             stats().is_ok_and(|now| {
                 now.rx_packets >= before.rx_packets + frames
                     && now.tx_packets >= before.tx_packets + frames

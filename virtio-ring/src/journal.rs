@@ -26,7 +26,7 @@ use crate::RingConfig;
 const STRIDE: usize = 324 * 1024;
 const HEAD: usize = size_of::<Head>();
 /// Says that a record is whole, and of this form.
-const MAGIC: u32 = 0x6e72_0001;
+const MAGIC: u32 = 0x6e72_0002;
 
 /// What a record begins with. Behind it are the descriptors of each chain taken (16 bits), then the used entries (64 bits).
 #[derive(Debug)]
@@ -41,6 +41,8 @@ struct Head {
     publication: AtomicU64,
     /// The device's event suppression area as it was before its last change and as it is since.
     area: [AtomicU32; 2],
+    /// The lower half of SET_VRING_BASE.
+    base: AtomicU32,
 }
 
 /// A publication that has begun: `count` chains between two positions. When it is over, the positions are the same and
@@ -254,8 +256,19 @@ impl Journal {
         head.avail.store(config.avail, Ordering::Relaxed);
         head.used.store(config.used, Ordering::Relaxed);
         head.area.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        head.base.store(config.base & 0xffff, Ordering::Relaxed);
         self.note(Publication { from: position, to: position, count: 0 });
         head.magic.store(MAGIC, Ordering::Release);
+    }
+
+    /// What the frontend said last of where the ring begins, as far as it is accounted for.
+    #[expect(clippy::cast_possible_truncation, reason = "the lower half")]
+    pub(crate) fn base(&self) -> u16 {
+        self.record.head().base.load(Ordering::Relaxed) as u16
+    }
+
+    pub(crate) fn set_base(&self, base: u16) {
+        self.record.head().base.store(u32::from(base), Ordering::Release);
     }
 
     /// The device's event suppression area, as it may be.

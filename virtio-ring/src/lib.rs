@@ -29,6 +29,7 @@ mod mapping;
 mod memory;
 mod packed;
 mod poison;
+mod position;
 mod region;
 mod ring;
 mod slice;

@@ -1,5 +1,7 @@
 //! The packed layout (virtio 1.3 §2.8).
 
+mod resume;
+
 use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::Arc;
 
@@ -8,13 +10,11 @@ use crate::descriptor::{DESC_LEN, Descriptor, F_INDIRECT, F_NEXT, F_WRITE, Plain
 use crate::journal::{Journal, Publication, was_written};
 use crate::log::PartLog;
 use crate::memory::Hint;
+use crate::position::{F_OWNER, Position};
 use crate::ring::{Limit, RingConfig, RingError};
 use crate::{ChainBuf, ChainError, Direction, DirtyLog, GuestMemory};
+use resume::Doubt;
 
-/// AVAIL and USED in a descriptor's flags.
-const F_AVAIL: u16 = 1 << 7;
-const F_USED: u16 = 1 << 15;
-const F_OWNER: u16 = F_AVAIL | F_USED;
 const F_KIND: u16 = F_NEXT | F_WRITE | F_INDIRECT;
 
 /// Event suppression (virtio 1.3 §2.8.10): what the flags of an area say.
@@ -23,69 +23,6 @@ const EVENT_DISABLE: u16 = 1;
 const EVENT_DESC: u16 = 2;
 /// An offset that means nothing where the flags do not name a descriptor, and is not zero: an area that is all zero was set up anew.
 const NO_OFFSET: u16 = 0x7fff;
-
-/// A place in the ring and the wrap counter there, as the device area and SET_VRING_BASE have them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Position(u16);
-
-const WRAP: u16 = 1 << 15;
-
-impl Position {
-    /// `None` for a place that the ring does not have.
-    pub(crate) fn new(bits: u16, size: u16) -> Option<Self> {
-        (bits & !WRAP < size).then_some(Self(bits))
-    }
-
-    pub(crate) fn bits(self) -> u16 {
-        self.0
-    }
-
-    #[inline(always)]
-    fn at(self) -> u16 {
-        self.0 & !WRAP
-    }
-
-    #[inline(always)]
-    fn wrap(self) -> bool {
-        self.0 & WRAP != 0
-    }
-
-    /// `n` descriptors on, which are not more than the ring has.
-    #[inline(always)]
-    fn plus(self, n: u16, size: u16) -> Self {
-        let at = u32::from(self.at()) + u32::from(n);
-        let (at, turned) = match at.checked_sub(u32::from(size)) {
-            Some(at) => (at, WRAP),
-            None => (at, 0),
-        };
-        #[expect(clippy::cast_possible_truncation, reason = "below the size")]
-        Self(at as u16 | (self.0 & WRAP) ^ turned)
-    }
-
-    /// Descriptors back to where it began, two turns at most.
-    fn minus(self, n: u16, size: u16) -> Self {
-        // Two turns forward are none.
-        let (half, turn) = (size - n, size);
-        self.plus(turn, size).plus(half, size)
-    }
-
-    /// AVAIL and USED of a descriptor that the driver offers here.
-    #[inline(always)]
-    fn offered(self) -> u16 {
-        if self.wrap() { F_AVAIL } else { F_USED }
-    }
-
-    /// AVAIL and USED of one that the device has used.
-    #[inline(always)]
-    fn used(self) -> u16 {
-        if self.wrap() { F_OWNER } else { 0 }
-    }
-
-    /// The place in a line of two turns.
-    fn linear(self, size: u16) -> u32 {
-        u32::from(self.at()) + if self.wrap() { 0 } else { u32::from(size) }
-    }
-}
 
 /// The device side of a packed ring. Chains are used in the order in which they were offered, so that one position says how far both
 /// sides are; see [`Ring`](crate::Ring).
@@ -105,9 +42,8 @@ pub(crate) struct PackedRing {
     signalled: bool,
     /// At the last look there was nothing to take any more.
     drained: bool,
-    /// The frontend said 0, which is the first place in every other turn; also what one says that knows split rings only and
-    /// means a new ring (User-mode Linux). The first descriptor tells.
-    unsure: bool,
+    /// Looked at before anything is taken.
+    doubt: Option<Doubt>,
     /// Up to here the driver knows that its chains are used.
     used: Position,
     /// The next descriptor to take, and how many there are from `used` to it.
@@ -147,7 +83,7 @@ impl PackedRing {
             in_order: config.in_order,
             signalled: false,
             drained: false,
-            unsure: base == 0,
+            doubt: (base == 0).then_some(Doubt::Turn),
             used: start,
             next: start,
             open: 0,
@@ -156,82 +92,6 @@ impl PackedRing {
             area_log: None,
             memory: Arc::clone(memory),
         })
-    }
-
-    /// Goes on where `before` has published.
-    pub(crate) fn follow(&mut self, before: &Self) {
-        if before.used.at() < self.size {
-            (self.used, self.next) = (before.used, before.used);
-            self.signalled = before.signalled;
-            self.unsure = before.unsure;
-        }
-    }
-
-    /// Goes on where an earlier process left this ring, if the journal is of this ring as it is: ends the
-    /// publication that was under way. False when it is not.
-    pub(crate) fn resume(&mut self, config: &RingConfig, journal: &Journal) -> bool {
-        let Some(last) = journal.last(config) else { return false };
-        let (Some(from), Some(to)) =
-            (Position::new(last.from, self.size), Position::new(last.to, self.size))
-        else {
-            return false;
-        };
-        if !self.was_used(journal) {
-            return false;
-        }
-        if last.count > 0 && self.owner(from) == from.offered() {
-            self.used = from;
-            self.write_used(last.count, journal);
-        }
-        // Nobody can have used what is taken next.
-        if self.owner(to) == to.used() {
-            return false;
-        }
-        journal.note(Publication { from: last.to, to: last.to, count: 0 });
-        (self.used, self.next) = (to, to);
-        self.unsure = false;
-        true
-    }
-
-    /// The ring is the one that the journal is of, not one that was set up anew in its place: such a ring is all zero but for
-    /// what the driver offers in its first turn.
-    ///
-    /// One sign is enough: what the device said last in its area, or a descriptor with USED, which the device sets
-    /// in the first turn and the driver in the second. QEMU says other things in the area while it has no backend; and
-    /// there is no USED where only the end of a chain lies at the beginning of a later turn.
-    fn was_used(&self, journal: &Journal) -> bool {
-        let area = u32::from_le(self.device_area().load(Ordering::Acquire));
-        let kept = area != 0 && journal.area().contains(&area);
-        kept || (0..self.size).any(|at| self.owner(Position(at)) & F_USED != 0)
-    }
-
-    /// Goes on at a position that another process has given; one that the ring does not have is left out of account.
-    #[expect(clippy::cast_possible_truncation, reason = "the lower half")]
-    pub(crate) fn resume_at(&mut self, position: u32, journal: &Journal) {
-        if let Some(at) = Position::new(position as u16, self.size) {
-            (self.used, self.next) = (at, at);
-            self.unsure &= at.bits() == 0;
-            journal.note(Publication { from: at.bits(), to: at.bits(), count: 0 });
-        }
-    }
-
-    /// Finds out which turn the first place is in. In the turn that 0 names, its descriptor was used in the turn before, or is
-    /// offered again; in a new ring it was never used, or is offered for the first time.
-    #[cold]
-    fn settle(&mut self, journal: &Journal) {
-        let first = Position(WRAP);
-        let owner = self.owner(first);
-        if owner == 0 || owner == first.offered() {
-            (self.used, self.next) = (first, first);
-            journal.note(Publication { from: first.bits(), to: first.bits(), count: 0 });
-        }
-        // Until something was offered the memory may still be set up.
-        self.unsure = owner == 0;
-    }
-
-    /// Begins the record of the ring at its position.
-    pub(crate) fn record(&self, config: &RingConfig, journal: &Journal) {
-        journal.begin(config, self.used.bits());
     }
 
     /// An address given with VHOST_VRING_F_LOG is of no use here: it can only be that of one of the two parts.
@@ -260,7 +120,7 @@ impl PackedRing {
         limit: Limit,
         buf: &mut ChainBuf,
     ) -> Result<(), RingError> {
-        if self.unsure {
+        if self.doubt.is_some() {
             self.settle(journal);
         }
         let slots = journal.slots_mut().get_mut(usize::from(*taken)..).unwrap_or(&mut []);
@@ -440,7 +300,7 @@ impl PackedRing {
     }
 
     pub(crate) fn arm(&mut self, journal: &Journal) -> bool {
-        if self.unsure {
+        if self.doubt.is_some() {
             self.settle(journal);
         }
         if self.event_idx {
@@ -475,9 +335,8 @@ impl PackedRing {
         if flags != EVENT_DESC || !self.event_idx {
             return flags != EVENT_DISABLE;
         }
-        let turns = 2 * u32::from(self.size);
-        let ahead = Position(offset).linear(self.size) + turns - from.linear(self.size);
-        !core::mem::replace(&mut self.signalled, true) || ahead % turns < u32::from(n)
+        let ahead = Position(offset).distance(from, self.size);
+        !core::mem::replace(&mut self.signalled, true) || ahead < u32::from(n)
     }
 
     /// Takes the chain that begins with `desc`, which is at `next`; returns its bytes and its descriptors.

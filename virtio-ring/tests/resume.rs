@@ -11,7 +11,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use common::packed::{Buffer, DESC, DISABLE, PackedDriver, Place};
+use common::packed::{Buffer, DESC, DISABLE, F_AVAIL, F_USED, PackedDriver, Place};
 use common::{F_WRITE, GUEST, Guest};
 use tempfile::TempDir;
 use virtio_ring::{ChainBuf, Direction, Limit, ResumeFile, Ring};
@@ -42,6 +42,8 @@ struct State {
 #[derive(Clone)]
 struct Station {
     driver: PackedDriver,
+    /// Where the frontend says that the ring begins. It knows where it began, not how far it came (QEMU).
+    base: Place,
     out: VecDeque<(u16, u16)>,
     next_id: u16,
     returned: usize,
@@ -50,7 +52,7 @@ struct Station {
 impl Station {
     fn new(guest: &Guest, kind: Kind) -> Self {
         let driver = PackedDriver::new(guest, kind.size, kind.start);
-        Self { driver, out: VecDeque::new(), next_id: 100, returned: 0 }
+        Self { driver, base: kind.start, out: VecDeque::new(), next_id: 100, returned: 0 }
     }
 
     fn offer(&mut self, guest: &Guest, kind: Kind, descriptors: u16) {
@@ -60,6 +62,20 @@ impl Station {
         self.driver.offer(guest, self.next_id, &buffers);
         self.out.push_back((self.next_id, descriptors));
         self.next_id += 1;
+    }
+
+    /// The frontend uses what is offered from its base on, and keeps in mind how far it came.
+    fn drop_at_base(&mut self, guest: &Guest, kind: Kind) {
+        for _ in 0..kind.size {
+            let at = 16 * u64::from(self.base.at);
+            let owner = if self.base.wrap { F_AVAIL } else { F_USED };
+            if guest.u16(at + 14) & (F_AVAIL | F_USED) != owner {
+                return;
+            }
+            guest.write(at + 8, &[0; 4]);
+            guest.set_u16(at + 14, if self.base.wrap { F_AVAIL | F_USED } else { 0 });
+            self.base.step(1, kind.size);
+        }
     }
 
     /// Takes back what is used, in the order in which it was offered.
@@ -95,8 +111,8 @@ impl Bench {
         self.dir.path().join("rings")
     }
 
-    fn ring(&self, kind: Kind, driver: &PackedDriver) -> Ring {
-        ring(&self.guest, &self.path(), kind, driver)
+    fn ring(&self, kind: Kind, station: &Station) -> Ring {
+        ring(&self.guest, &self.path(), kind, station)
     }
 
     fn state(&self) -> State {
@@ -150,10 +166,9 @@ impl Bench {
     }
 }
 
-fn ring(guest: &Guest, path: &Path, kind: Kind, driver: &PackedDriver) -> Ring {
-    let mut config = driver.config(kind.event_idx, true, kind.in_order);
-    // The frontend knows where the ring began, not how far it came (QEMU).
-    config.base = u32::from(kind.start.bits());
+fn ring(guest: &Guest, path: &Path, kind: Kind, station: &Station) -> Ring {
+    let mut config = station.driver.config(kind.event_idx, true, kind.in_order);
+    config.base = u32::from(station.base.bits());
     let record = ResumeFile::open(path, 1).unwrap().record(0, kind.size).unwrap();
     Ring::new(&guest.map(1), &config, Some(record)).unwrap()
 }
@@ -224,7 +239,7 @@ fn goes_on(state: &State, kind: Kind, station: &Station, meanwhile: Meanwhile, o
     let mut station = station.clone();
     let guest = &bench.guest;
     meanwhile.happen(guest, kind, &mut station);
-    let mut ring = bench.ring(kind, &station.driver);
+    let mut ring = bench.ring(kind, &station);
     assert!(ring.was_resumed());
     let mut buf = ChainBuf::new();
     while serve(guest, kind, &mut ring, &mut buf, 2) > 0 {}
@@ -243,7 +258,7 @@ fn goes_on(state: &State, kind: Kind, station: &Station, meanwhile: Meanwhile, o
 fn check(kind: Kind) {
     let bench = Bench::new();
     let mut station = Station::new(&bench.guest, kind);
-    let mut first = bench.ring(kind, &station.driver);
+    let mut first = bench.ring(kind, &station);
     assert!(!first.was_resumed(), "there is nothing to resume yet");
     first.suppress_kicks();
     let mut buf = ChainBuf::new();
@@ -279,11 +294,56 @@ fn check(kind: Kind) {
     for state in &during {
         let second = Bench::new();
         second.restore(state);
-        let driver = &station.driver;
-        let path = second.path();
-        let states = second.states(|| drop(ring(&second.guest, &path, kind, driver)));
+        let (path, station) = (second.path(), &station);
+        let states = second.states(|| drop(ring(&second.guest, &path, kind, station)));
         for state in &states {
-            goes_on(state, kind, &station, Meanwhile::Nothing, offered);
+            goes_on(state, kind, station, Meanwhile::Nothing, offered);
+        }
+    }
+}
+
+/// QEMU takes the ring back from a device that is gone and drops what it finds where it knows that the ring began, in a TX ring.
+fn the_frontend_drops_what_it_finds() {
+    let start = Place { at: 0, wrap: true };
+    let kind = Kind { size: 8, start, write: false, in_order: false, event_idx: true };
+    // Chains before, so that the driver is near where the ring began, two turns later; and those that are out.
+    for (before, out) in [(12, 8), (14, 5), (15, 2), (16, 3), (31, 8)] {
+        let bench = Bench::new();
+        let mut station = Station::new(&bench.guest, kind);
+        let mut first = bench.ring(kind, &station);
+        first.suppress_kicks();
+        let mut buf = ChainBuf::new();
+        for _ in 0..before {
+            station.offer(&bench.guest, kind, 1);
+            assert_eq!(serve(&bench.guest, kind, &mut first, &mut buf, 64), 1);
+            station.reap(&bench.guest, kind);
+        }
+        for _ in 0..out {
+            station.offer(&bench.guest, kind, 1);
+        }
+        let memory = bench.guest.map(1);
+        let states = bench.states(|| {
+            let _ = first.arm();
+            assert!(serve_in(&memory, kind, &mut first, &mut buf, 2) > 0);
+        });
+        drop(first);
+        for (at, state) in states.iter().enumerate() {
+            // Once; and again after a device that was killed before it came so far.
+            for again in [false, true] {
+                println!(
+                    "{before} before, {out} out, state {at} of {}, again: {again}",
+                    states.len()
+                );
+                let second = Bench::new();
+                second.restore(state);
+                let mut station = station.clone();
+                station.drop_at_base(&second.guest, kind);
+                if again {
+                    drop(second.ring(kind, &station));
+                    station.drop_at_base(&second.guest, kind);
+                }
+                goes_on(&second.state(), kind, &station, Meanwhile::Nothing, out);
+            }
         }
     }
 }
@@ -298,6 +358,7 @@ fn every_chain_comes_back_once_wherever_the_device_was_killed() {
         check(Kind { size: 7, start, write, in_order, event_idx });
     }
     // In one test: a process that forks should do nothing else.
+    the_frontend_drops_what_it_finds();
     a_record_of_another_ring_does_not_count();
 }
 
@@ -306,7 +367,7 @@ fn a_record_of_another_ring_does_not_count() {
     let kind = Kind { size: 8, start, write: false, in_order: false, event_idx: false };
     let run = |bench: &Bench| {
         let mut station = Station::new(&bench.guest, kind);
-        let mut ring = bench.ring(kind, &station.driver);
+        let mut ring = bench.ring(kind, &station);
         ring.suppress_kicks();
         for _ in 0..3 {
             station.offer(&bench.guest, kind, 1);
@@ -323,7 +384,7 @@ fn a_record_of_another_ring_does_not_count() {
     let mut station = Station::new(&bench.guest, kind);
     bench.guest.write(0, &vec![0; SHARED]);
     station.offer(&bench.guest, kind, 1);
-    let mut ring = bench.ring(kind, &station.driver);
+    let mut ring = bench.ring(kind, &station);
     assert!(!ring.was_resumed());
     assert_eq!(serve(&bench.guest, kind, &mut ring, &mut ChainBuf::new(), 64), 1);
     station.reap(&bench.guest, kind);
@@ -343,7 +404,7 @@ fn a_record_of_another_ring_does_not_count() {
         bench.restore(&before);
     }
     // It was stopped in order.
-    assert!(bench.ring(kind, &station.driver).was_resumed());
+    assert!(bench.ring(kind, &station).was_resumed());
     ResumeFile::open(&bench.path(), 1).unwrap().forget(0);
-    assert!(!bench.ring(kind, &station.driver).was_resumed());
+    assert!(!bench.ring(kind, &station).was_resumed());
 }
