@@ -22,6 +22,7 @@ pub mod process;
 pub mod record;
 pub mod snapshot;
 pub mod streams;
+pub mod systemd;
 pub mod topology;
 pub mod wait;
 

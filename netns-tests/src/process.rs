@@ -107,6 +107,19 @@ impl Process {
         Some((self.child.stdin.take()?, self.child.stdout.take()?))
     }
 
+    /// The one process that it started itself.
+    pub(crate) fn only_child(&self) -> Option<u32> {
+        let id = self.child.id();
+        let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).ok()?;
+        children.trim().parse().ok()
+    }
+
+    /// Ends it at once, and waits for that.
+    pub(crate) fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
     /// # Errors
     /// When the process is gone.
     pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
@@ -163,7 +176,6 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.kill();
     }
 }

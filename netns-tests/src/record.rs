@@ -2,7 +2,7 @@
 //! the run was killed.
 //!
 //! Each process that uses the lab has one directory `/tmp/netloom-lab/PID.START` with a file
-//! `record` of lines `netns NAME`, `process PID START` and `hugepages COUNT`. `START` is the start time from
+//! `record` of lines `netns NAME`, `cgroup NAME`, `process PID START` and `hugepages COUNT`. `START` is the start time from
 //! `/proc/PID/stat`, so that a reused process id is never mistaken for ours.
 
 use std::fs::{self, File, OpenOptions};
@@ -142,6 +142,7 @@ fn remove(dir: &Path) -> Vec<String> {
         let done = match (words.next(), words.next(), words.next()) {
             (Some("process"), Some(pid), Some(start)) => end_process(pid, start),
             (Some("netns"), Some(name), None) => delete_netns(name),
+            (Some("cgroup"), Some(name), None) => delete_cgroup(name),
             // Of several lines the last one counts; all processes have ended before it.
             (Some("hugepages"), Some(count), None) => {
                 hugepages.get_or_insert(count);
@@ -168,6 +169,18 @@ fn end_process(pid: &str, start: &str) -> bool {
     let (Ok(raw), Ok(start)) = (pid.parse::<u32>(), start.parse::<u64>()) else { return false };
     let Some(pid) = i32::try_from(raw).ok().and_then(Pid::from_raw) else { return false };
     start_time(raw) == Some(start) && kill_process(pid, Signal::KILL).is_ok()
+}
+
+/// Removes a control group below the root and those in it, when no process is in them.
+pub(crate) fn delete_cgroup(name: &str) -> bool {
+    const REMOVE: &str = "mount -t tmpfs tmpfs /mnt && mkdir /mnt/groups && \
+                          mount -t cgroup2 cgroup2 /mnt/groups && cd /mnt/groups && \
+                          { [ ! -e \"$1\" ] || find \"$1\" -depth -type d -exec rmdir {} +; }";
+    Command::new("unshare")
+        .args(["--mount", "sh", "-c", REMOVE, "sh", name])
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
 }
 
 pub(crate) fn delete_netns(name: &str) -> bool {

@@ -24,6 +24,7 @@ pub(crate) const LAB: &[&str] = &[
     "nftables",
     "procps",
     "qemu-system-x86",
+    "systemd",
     "user-mode-linux",
 ];
 
