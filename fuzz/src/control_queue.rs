@@ -3,7 +3,7 @@
 use datapath::port::ControlQueue;
 use virtio_ring::Ring;
 
-use crate::guest::Guest;
+use crate::guest::{Guest, Layout, Place};
 use crate::input::Input;
 
 const PAIRS: u16 = 4;
@@ -14,8 +14,11 @@ const PAIRS: u16 = 4;
 /// When the driver gets more pairs than there are, or none.
 pub fn control_queue(data: &[u8]) {
     let mut input = Input(data);
-    let mut guest = Guest::new();
-    let config = guest.config(input.u8() & 1 != 0);
+    let features = input.u8();
+    let layout = if features & 2 == 0 { Layout::Split } else { Layout::Packed };
+    let mut guest = Guest::new(layout);
+    let base = u32::from(Place::default().bits());
+    let config = guest.config(features & 1 != 0, false, if features & 2 == 0 { 0 } else { base });
     let ring = Ring::new(&guest.memory, &config, None).expect("a good ring");
     let mut queue = ControlQueue::new(ring, guest.memory.clone(), PAIRS);
     while !input.is_empty() {

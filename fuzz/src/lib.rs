@@ -14,8 +14,8 @@ mod headers;
 mod input;
 mod network_xml;
 mod offload;
+mod ring;
 mod session;
-mod split_ring;
 mod window;
 
 pub use control_queue::control_queue;
@@ -24,8 +24,8 @@ pub use dns::dns;
 pub use headers::headers;
 pub use network_xml::network_xml;
 pub use offload::offload;
+pub use ring::{packed_ring, split_ring};
 pub use session::session;
-pub use split_ring::split_ring;
 pub use window::window;
 
 /// A target takes whatever comes.
@@ -39,6 +39,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("headers", headers),
     ("network_xml", network_xml),
     ("offload", offload),
+    ("packed_ring", packed_ring),
     ("session", session),
     ("split_ring", split_ring),
     ("window", window),

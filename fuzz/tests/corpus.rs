@@ -103,4 +103,4 @@ macro_rules! corpora {
     };
 }
 
-corpora! { control_queue dhcp dns headers network_xml offload session split_ring window }
+corpora! { control_queue dhcp dns headers network_xml offload packed_ring session split_ring window }
