@@ -277,6 +277,12 @@ impl Nic {
         self.queues[pair * 2].ring.gauge()
     }
 
+    /// The same of the sending ring.
+    #[must_use]
+    pub fn tx_gauge(&self, pair: usize) -> Gauge {
+        self.queues[pair * 2 + 1].ring.gauge()
+    }
+
     /// Frames to send that the backend has not given back yet, on all pairs.
     ///
     /// # Errors

@@ -34,6 +34,9 @@ pub struct Probe {
     stopped: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,
     seen: Arc<AtomicU64>,
+    /// The sender's and the receiver's ring.
+    under_way: Gauge,
+    free: Gauge,
     sender: JoinHandle<anyhow::Result<(Nic, Duration)>>,
     receiver: JoinHandle<anyhow::Result<(Nic, Arrivals)>>,
 }
@@ -89,7 +92,8 @@ impl Probe {
         let sent = Arc::new(AtomicU64::new(0));
         let seen = Arc::new(AtomicU64::new(0));
         let target = (from.mac(), to.mac());
-        let gauge = to.rx_gauge(0);
+        let (under_way, gauge) = (from.tx_gauge(0), to.rx_gauge(0));
+        let free = gauge.clone();
         let sender = std::thread::spawn({
             let (stop, sent) = (Arc::clone(&stop), Arc::clone(&sent));
             move || {
@@ -136,7 +140,7 @@ impl Probe {
                 }
             }
         });
-        Ok(Probe { stop, stopped, sent, seen, sender, receiver })
+        Ok(Probe { stop, stopped, sent, seen, under_way, free, sender, receiver })
     }
 
     /// Frames sent so far.
@@ -150,11 +154,21 @@ impl Probe {
     /// # Errors
     /// When they do not in time.
     pub fn run(&self, count: u64, limit: Duration) -> anyhow::Result<()> {
-        let target = self.seen.load(Ordering::Acquire) + count;
+        let (sent, seen) = (self.sent(), self.seen.load(Ordering::Acquire));
         crate::wait::until(&format!("{count} more probe frames to arrive"), limit, || {
-            self.seen.load(Ordering::Acquire) >= target
+            self.seen.load(Ordering::Acquire) >= seen + count
                 || self.sender.is_finished()
                 || self.receiver.is_finished()
+        })
+        .with_context(|| {
+            format!(
+                "the probe had sent {sent} and seen {seen} frames, now {} and {}; its sender has {} frames under way, \
+                 its receiver {} buffers free",
+                self.sent(),
+                self.seen.load(Ordering::Acquire),
+                self.under_way.open(),
+                self.free.open()
+            )
         })
     }
 

@@ -1,10 +1,12 @@
 //! A control queue whose requests make no sense.
 
-use netns_tests::frontend::hostile::{Attacker, INDIRECT, NEXT, Side, WRITE};
+use netns_tests::frontend::hostile::{Attacker, INDIRECT, Layout, NEXT, Side, WRITE};
 use netns_tests::wait;
 use std::time::Duration;
 
 use crate::scene::{Scene, Trace};
+
+on_both_layouts! { requests_that_make_no_sense a_control_ring_that_makes_no_sense }
 
 const AT: usize = Attacker::BUFFERS;
 const TABLE: usize = Attacker::BUFFERS + 0x10_0000;
@@ -24,14 +26,18 @@ fn request(attacker: &Attacker, bytes: &[u8]) {
     part(attacker, 1, ANSWER, 1, WRITE, 0);
 }
 
-/// Chain 0 is then on offer, and must come back.
-const REQUESTS: &[(&str, Scribble)] = &[
+/// Chains that do not end: a split ring's come back, a packed ring is broken by them.
+const ENDLESS: &[(&str, Scribble)] = &[
     ("a control chain that loops", |a| part(a, 0, AT, 2, NEXT, 0)),
     ("a control chain through the whole ring", |a| {
         for index in 0..Attacker::RING {
             part(a, index, AT, 2, NEXT, (index + 1) % Attacker::RING);
         }
     }),
+];
+
+/// Chain 0 is then on offer, and must come back.
+const REQUESTS: &[(&str, Scribble)] = &[
     ("a control request outside of the memory", |a| {
         part(a, 0, Attacker::MEMORY, 2, NEXT, 1);
         part(a, 1, ANSWER, 1, WRITE, 0);
@@ -61,12 +67,12 @@ const REQUESTS: &[(&str, Scribble)] = &[
     }),
 ];
 
-#[test]
-fn requests_that_make_no_sense() -> anyhow::Result<()> {
+fn requests_that_make_no_sense(layout: Layout) -> anyhow::Result<()> {
     let mut scene = Scene::new()?;
-    for (name, scribble) in REQUESTS {
+    let endless = if layout == Layout::Split { ENDLESS } else { &[] };
+    for (name, scribble) in endless.iter().chain(REQUESTS) {
         scene.attack(name, Trace::Nothing, |scene, socket| {
-            let attacker = Attacker::start(socket, 64)?;
+            let attacker = Attacker::start(socket, layout, 64)?;
             attacker.run(CONTROL)?;
             scribble(&attacker);
             attacker.offer(CONTROL, 0);
@@ -81,31 +87,38 @@ fn requests_that_make_no_sense() -> anyhow::Result<()> {
     scene.finish()
 }
 
-#[test]
-fn a_control_ring_that_makes_no_sense() -> anyhow::Result<()> {
+/// What breaks a split ring.
+const INDICES: &[(&str, Scribble)] = &[
+    ("a control head outside of the ring", |a| a.offer(CONTROL, Attacker::RING)),
+    ("a control index too far ahead", |a| a.set_avail(CONTROL, Attacker::RING + 1)),
+];
+
+fn a_control_ring_that_makes_no_sense(layout: Layout) -> anyhow::Result<()> {
     let mut scene = Scene::new()?;
-    let broken = Trace::Quarantined("control queue: avail");
-    scene.attack("a control head outside of the ring", broken, |_, socket| {
-        let attacker = Attacker::start(socket, 64)?;
-        attacker.run(CONTROL)?;
-        attacker.offer(CONTROL, Attacker::RING);
-        attacker.kick(CONTROL)?;
-        Ok(attacker)
-    })?;
-    scene.attack("a control index too far ahead", broken, |_, socket| {
-        let attacker = Attacker::start(socket, 64)?;
-        attacker.run(CONTROL)?;
-        attacker.set_avail(CONTROL, Attacker::RING + 1);
-        attacker.kick(CONTROL)?;
-        Ok(attacker)
-    })?;
+    let (cases, broken) = match layout {
+        Layout::Split => (INDICES, Trace::Quarantined("control queue: avail")),
+        Layout::Packed => (ENDLESS, Trace::Quarantined("control queue: a chain")),
+    };
+    for (name, scribble) in cases {
+        scene.attack(name, broken, |_, socket| {
+            let attacker = Attacker::start(socket, layout, 64)?;
+            attacker.run(CONTROL)?;
+            scribble(&attacker);
+            if layout == Layout::Packed {
+                attacker.offer(CONTROL, 0);
+            }
+            attacker.kick(CONTROL)?;
+            Ok(attacker)
+        })?;
+    }
     scene.attack("control requests without end", Trace::Nothing, |scene, socket| {
-        let attacker = Attacker::start(socket, 64)?;
+        let attacker = Attacker::start(socket, layout, 64)?;
         attacker.run(CONTROL)?;
         request(&attacker, &[4, 0, 1, 0]);
         let mut offered = 0_u16;
         for round in 0..2000 {
-            let free = Attacker::RING - offered.wrapping_sub(attacker.used(CONTROL));
+            // Each has two descriptors.
+            let free = Attacker::RING / 2 - offered.wrapping_sub(attacker.used(CONTROL));
             for _ in 0..free {
                 attacker.offer(CONTROL, 0);
                 offered = offered.wrapping_add(1);

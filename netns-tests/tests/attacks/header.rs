@@ -1,16 +1,18 @@
 //! Headers that lie, and headers that change while they are read.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use netns_tests::frontend::hostile::{Attacker, Side};
+use netns_tests::frontend::hostile::{Attacker, Layout, Side};
 use wire::MacAddr;
 use wire::virtio_net::{
     F_NEEDS_CSUM, GSO_TCPV4, GSO_TCPV6, GSO_UDP, GSO_UDP_L4, HDR_LEN, VirtioNetHdr,
 };
 use zerocopy::IntoBytes;
 
+use crate::race::race;
 use crate::scene::{EVIL, FRIEND, Scene, Trace};
+
+on_both_layouts! { headers_that_change_while_they_are_read }
 
 const AT: usize = Attacker::BUFFERS;
 const OTHER: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
@@ -46,7 +48,7 @@ fn headers_that_lie() -> anyhow::Result<()> {
         ("an unknown segmentation", header(0, 0x7f, [0, 100, 0, 0])),
     ] {
         scene.attack(name, LIE, |scene, socket| {
-            let attacker = Attacker::start(socket, 64)?;
+            let attacker = Attacker::start(socket, Layout::Split, 64)?;
             let len = attacker.write_frame(AT, FRIEND, EVIL, 200);
             attacker.memory.write(AT, header.as_bytes());
             attacker.describe(Side::Tx, 0, attacker.guest(AT), len, 0, 0);
@@ -62,38 +64,26 @@ fn headers_that_lie() -> anyhow::Result<()> {
 
 /// One thread sends without pause while another swaps the destination, the virtio header and the
 /// descriptor. Whatever is delivered is what was checked: to the friend only what is for the friend.
-#[test]
-fn headers_that_change_while_they_are_read() -> anyhow::Result<()> {
+fn headers_that_change_while_they_are_read(layout: Layout) -> anyhow::Result<()> {
     let mut scene = Scene::new()?;
     scene.attack("swapped bytes", LIE, |scene, socket| {
-        let attacker = Attacker::start(socket, 64)?;
+        let attacker = Attacker::start(socket, layout, 64)?;
         let len = attacker.write_frame(AT, FRIEND, EVIL, 200);
         for slot in 0..Attacker::RING {
             attacker.describe(Side::Tx, slot, attacker.guest(AT), len, 0, 0);
         }
-        let stop = AtomicBool::new(false);
-        let end = Instant::now() + Duration::from_secs(3);
-        let delivered = std::thread::scope(|scope| {
-            scope.spawn(|| swap(&attacker, len, &stop));
-            let delivered = send_until(&attacker, scene, end);
-            stop.store(true, Ordering::Relaxed);
-            delivered
-        })?;
-        let foreign = delivered.iter().find(|frame| frame[..6] != FRIEND.0);
-        anyhow::ensure!(foreign.is_none(), "delivered to the wrong guest: {foreign:02x?}");
-        let torn = delivered.iter().find(|frame| frame[12..14] != [0x88, 0xb6]);
-        anyhow::ensure!(torn.is_none(), "a header of two halves: {torn:02x?}");
+        let delivered = race(&attacker, scene, Duration::from_secs(3), || swap(&attacker, len))?;
         anyhow::ensure!(!delivered.is_empty(), "no frame came through at all");
         Ok(attacker)
     })?;
     scene.finish()
 }
 
-/// Swaps until told to stop.
-fn swap(attacker: &Attacker, len: u32, stop: &AtomicBool) {
+/// Swaps once, and back.
+fn swap(attacker: &Attacker, len: u32) {
     let good = VirtioNetHdr::default();
     let bad = header(F_NEEDS_CSUM, GSO_TCPV4, [65535, 1, 65535, 65535]);
-    let layout = attacker.layout(Side::Tx);
+    let parts = attacker.parts(Side::Tx);
     let memory = &attacker.memory;
     let [good_to, bad_to] = [FRIEND, OTHER].map(|to| {
         let mut bytes = [0; 8];
@@ -101,39 +91,12 @@ fn swap(attacker: &Attacker, len: u32, stop: &AtomicBool) {
         bytes[6..].copy_from_slice(&EVIL.0[..2]);
         u64::from_ne_bytes(bytes)
     });
-    while !stop.load(Ordering::Relaxed) {
-        for (header, to, len) in [(bad, bad_to, u32::MAX), (good, good_to, len)] {
-            memory.write(AT, header.as_bytes());
-            // The frame begins 4 bytes after a multiple of 8: two halves, as a hostile guest would.
-            memory.write(AT + HDR_LEN, &to.to_ne_bytes());
-            for slot in [3, 7] {
-                memory.write(layout.desc_at(slot) + 8, &len.to_le_bytes());
-            }
+    for (header, to, len) in [(bad, bad_to, u32::MAX), (good, good_to, len)] {
+        memory.write(AT, header.as_bytes());
+        // The frame begins 4 bytes after a multiple of 8: two halves, as a hostile guest would.
+        memory.write(AT + HDR_LEN, &to.to_ne_bytes());
+        for slot in [3, 7] {
+            memory.write(parts.desc_at(slot) + 8, &len.to_le_bytes());
         }
     }
-}
-
-/// Keeps the ring full and collects what reaches the friend.
-fn send_until(
-    attacker: &Attacker,
-    scene: &mut Scene,
-    end: Instant,
-) -> anyhow::Result<Vec<Vec<u8>>> {
-    let mut offered = 0_u16;
-    let mut delivered = Vec::new();
-    while Instant::now() < end {
-        let free = Attacker::RING - offered.wrapping_sub(attacker.used(Side::Tx));
-        for _ in 0..free.min(32) {
-            attacker.offer(Side::Tx, offered % Attacker::RING);
-            offered = offered.wrapping_add(1);
-        }
-        attacker.kick(Side::Tx)?;
-        while let Some(received) = scene.friend.try_receive()? {
-            if received.frame.get(6..12) == Some(&EVIL.0) {
-                delivered.push(received.frame);
-            }
-        }
-    }
-    delivered.extend(scene.harvest()?);
-    Ok(delivered)
 }

@@ -5,16 +5,17 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use anyhow::ensure;
 use netns_tests::frontend::GUEST_BASE;
-use netns_tests::frontend::hostile::{Attacker, NEED_REPLY, Side, words};
+use netns_tests::frontend::hostile::{Attacker, Layout, NEED_REPLY, Side, words};
 use rustix::fs::{MemfdFlags, OFlags, ftruncate, memfd_create};
 use vhost_user::Request;
 use vhost_user::features::virtio;
 
 use crate::scene::{EVIL, FRIEND, Scene, Trace};
 
+on_both_layouts! { logs_that_shrink logs_by_the_thousand }
+
 /// Bytes of a log that covers the attacker's memory.
 const ENOUGH: u64 = (GUEST_BASE + Attacker::MEMORY as u64).div_ceil(4096 * 8);
-const LOGGING: u64 = Attacker::FEATURES | virtio::F_LOG_ALL;
 
 fn memfd(len: u64) -> anyhow::Result<OwnedFd> {
     let fd = memfd_create("log", MemfdFlags::CLOEXEC)?;
@@ -35,7 +36,11 @@ fn set_log(attacker: &Attacker, fd: &OwnedFd) -> anyhow::Result<()> {
 }
 
 fn log_all(attacker: &Attacker) -> anyhow::Result<u64> {
-    attacker.raw.ack(Request::SET_FEATURES, &words([LOGGING]), &[])
+    attacker.raw.ack(
+        Request::SET_FEATURES,
+        &words([Attacker::features(attacker.layout()) | virtio::F_LOG_ALL]),
+        &[],
+    )
 }
 
 /// A frame to the friend, from a slot that was not used before.
@@ -60,7 +65,7 @@ fn dirty_logs_that_lie() -> anyhow::Result<()> {
         ("a log beyond its file", ENOUGH, ENOUGH.next_multiple_of(4096), "needs"),
     ] {
         scene.attack(name, Trace::Reason(said), |_, socket| {
-            let attacker = Attacker::start(socket, 64)?;
+            let attacker = Attacker::start(socket, Layout::Split, 64)?;
             send_log(&attacker, size, offset, &memfd(ENOUGH)?)?;
             attacker.raw.closed()?;
             Ok(attacker)
@@ -80,14 +85,14 @@ fn dirty_logs_that_lie() -> anyhow::Result<()> {
         ("a log that cannot be written", read_only, "dirty log"),
     ] {
         scene.attack(name, Trace::Reason(said), |_, socket| {
-            let attacker = Attacker::start(socket, 64)?;
+            let attacker = Attacker::start(socket, Layout::Split, 64)?;
             send_log(&attacker, ENOUGH, 0, &fd)?;
             attacker.raw.closed()?;
             Ok(attacker)
         })?;
     }
     scene.attack("a log without a descriptor", Trace::Reason("descriptors"), |_, socket| {
-        let attacker = Attacker::start(socket, 64)?;
+        let attacker = Attacker::start(socket, Layout::Split, 64)?;
         attacker.raw.send(Request::SET_LOG_BASE, NEED_REPLY, &words([ENOUGH, 0]), &[])?;
         attacker.raw.closed()?;
         Ok(attacker)
@@ -99,12 +104,12 @@ fn dirty_logs_that_lie() -> anyhow::Result<()> {
 fn logging_without_a_log() -> anyhow::Result<()> {
     let mut scene = Scene::new()?;
     scene.attack("logging without a log", Trace::Reason("SET_LOG_BASE"), |_, socket| {
-        let attacker = Attacker::start(socket, 64)?;
+        let attacker = Attacker::start(socket, Layout::Split, 64)?;
         ensure!(log_all(&attacker)? == 1, "accepted");
         Ok(attacker)
     })?;
     scene.attack("rings that start before their log", Trace::Nothing, |scene, socket| {
-        let attacker = Attacker::connect(socket)?;
+        let attacker = Attacker::connect(socket, Layout::Split)?;
         ensure!(log_all(&attacker)? == 0, "SET_FEATURES before the rings");
         ensure!(attacker.share(Attacker::MEMORY as u64)? == 0);
         attacker.run(Side::Rx)?;
@@ -120,12 +125,11 @@ fn logging_without_a_log() -> anyhow::Result<()> {
     scene.finish()
 }
 
-#[test]
-fn logs_that_shrink() -> anyhow::Result<()> {
+fn logs_that_shrink(layout: Layout) -> anyhow::Result<()> {
     let mut scene = Scene::new()?;
     let cut = Trace::Quarantined("the dirty log was cut short");
     scene.attack("a log that is gone when frames come", cut, |scene, socket| {
-        let attacker = Attacker::start(socket, 64)?;
+        let attacker = Attacker::start(socket, layout, 64)?;
         let log = memfd(ENOUGH)?;
         set_log(&attacker, &log)?;
         ensure!(log_all(&attacker)? == 0);
@@ -134,7 +138,7 @@ fn logs_that_shrink() -> anyhow::Result<()> {
         Ok(attacker)
     })?;
     scene.attack("a log that is gone when frames are sent", cut, |_, socket| {
-        let attacker = Attacker::start(socket, 64)?;
+        let attacker = Attacker::start(socket, layout, 64)?;
         let log = memfd(ENOUGH)?;
         set_log(&attacker, &log)?;
         ensure!(log_all(&attacker)? == 0);
@@ -143,7 +147,7 @@ fn logs_that_shrink() -> anyhow::Result<()> {
         Ok(attacker)
     })?;
     scene.attack("a log that shrinks and grows while frames move", cut, |scene, socket| {
-        let attacker = Attacker::start(socket, 64)?;
+        let attacker = Attacker::start(socket, layout, 64)?;
         let log = memfd(ENOUGH)?;
         set_log(&attacker, &log)?;
         ensure!(log_all(&attacker)? == 0);
@@ -163,11 +167,10 @@ fn logs_that_shrink() -> anyhow::Result<()> {
     scene.finish()
 }
 
-#[test]
-fn logs_by_the_thousand() -> anyhow::Result<()> {
+fn logs_by_the_thousand(layout: Layout) -> anyhow::Result<()> {
     let mut scene = Scene::new()?;
     scene.attack("3,000 logs while frames move", Trace::Nothing, |scene, socket| {
-        let attacker = Attacker::start(socket, 64)?;
+        let attacker = Attacker::start(socket, layout, 64)?;
         let logs = [memfd(ENOUGH)?, memfd(ENOUGH)?];
         for round in 0..3000_u16 {
             set_log(&attacker, &logs[usize::from(round % 2)])?;
@@ -185,12 +188,12 @@ fn logs_by_the_thousand() -> anyhow::Result<()> {
         Ok(attacker)
     })?;
     scene.attack("logging on and off 3,000 times", Trace::Nothing, |scene, socket| {
-        let attacker = Attacker::start(socket, 64)?;
+        let attacker = Attacker::start(socket, layout, 64)?;
         let log = memfd(ENOUGH)?;
         for round in 0..3000_u16 {
             set_log(&attacker, &log)?;
             ensure!(log_all(&attacker)? == 0);
-            let off = words([Attacker::FEATURES]);
+            let off = words([Attacker::features(layout)]);
             ensure!(attacker.raw.ack(Request::SET_FEATURES, &off, &[])? == 0);
             if round % 300 == 0 {
                 scene.befriend(5)?;
@@ -200,19 +203,19 @@ fn logs_by_the_thousand() -> anyhow::Result<()> {
         Ok(attacker)
     })?;
     scene.attack("used rings logged outside of everything", Trace::Nothing, |scene, socket| {
-        let attacker = Attacker::start(socket, 64)?;
+        let attacker = Attacker::start(socket, layout, 64)?;
         let log = memfd(ENOUGH)?;
         set_log(&attacker, &log)?;
         ensure!(log_all(&attacker)? == 0);
         for (slot, addr) in (0..).zip([u64::MAX, u64::MAX - 2, ENOUGH * 8 * 4096, 1 << 63, 1]) {
             for side in [Side::Rx, Side::Tx] {
-                let layout = attacker.layout(side);
+                let parts = attacker.parts(side);
                 let user = |at: usize| attacker.memory.user_addr() + at as u64;
                 let mut payload = words([side as u32, 1]);
                 payload.extend(words([
-                    user(layout.desc),
-                    user(layout.used),
-                    user(layout.avail),
+                    user(parts.desc),
+                    user(parts.used),
+                    user(parts.avail),
                     addr,
                 ]));
                 ensure!(attacker.raw.ack(Request::SET_VRING_ADDR, &payload, &[])? == 0);

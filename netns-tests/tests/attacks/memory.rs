@@ -5,18 +5,20 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use netns_tests::frontend::GUEST_BASE;
-use netns_tests::frontend::hostile::{Attacker, INDIRECT, NEXT, Side, WRITE, table};
+use netns_tests::frontend::hostile::{Attacker, INDIRECT, Layout, NEXT, Side, WRITE, table};
 use rustix::fs::{MemfdFlags, OFlags, ftruncate, memfd_create};
 use vhost_user::Request;
 
 use crate::scene::{EVIL, FRIEND, Scene, Trace};
+
+on_both_layouts! { files_that_shrink memory_replaced_while_frames_move }
 
 const MIB: u64 = 1 << 20;
 const USER: u64 = 0x7000_0000_0000;
 
 /// Sends a table and lets the backend close the connection.
 fn send_table(socket: &Path, regions: &[[u64; 4]], fds: &[OwnedFd]) -> anyhow::Result<Attacker> {
-    let attacker = Attacker::connect(socket)?;
+    let attacker = Attacker::connect(socket, Layout::Split)?;
     let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
     attacker.raw.send(Request::SET_MEM_TABLE, 0, &table(regions), &fds)?;
     attacker.raw.closed()?;
@@ -71,12 +73,11 @@ fn memory_tables_that_lie() -> anyhow::Result<()> {
 /// Rings in pages that are there, buffers in pages that go away.
 const CUT: usize = Attacker::BUFFERS + 4096;
 
-#[test]
-fn files_that_shrink() -> anyhow::Result<()> {
+fn files_that_shrink(layout: Layout) -> anyhow::Result<()> {
     let mut scene = Scene::new()?;
     let cut = Trace::Quarantined("cut short");
     scene.attack("frames to send in pages that are gone", cut, |_, socket| {
-        let attacker = Attacker::start(socket, 64)?;
+        let attacker = Attacker::start(socket, layout, 64)?;
         for slot in 0..32 {
             let at = CUT + usize::from(slot) * 4096;
             let len = attacker.write_frame(at, FRIEND, EVIL, 200);
@@ -88,7 +89,7 @@ fn files_that_shrink() -> anyhow::Result<()> {
         Ok(attacker)
     })?;
     scene.attack("only the end of a frame is gone", cut, |scene, socket| {
-        let attacker = Attacker::start(socket, 64)?;
+        let attacker = Attacker::start(socket, layout, 64)?;
         let at = CUT - 212;
         attacker.write_frame(at, FRIEND, EVIL, 1400);
         attacker.describe(Side::Tx, 0, attacker.guest(at), 212, NEXT, 1);
@@ -101,13 +102,13 @@ fn files_that_shrink() -> anyhow::Result<()> {
         Ok(attacker)
     })?;
     scene.attack("receive buffers in pages that are gone", cut, |scene, socket| {
-        let attacker = Attacker::start(socket, 64)?;
+        let attacker = Attacker::start(socket, layout, 64)?;
         ftruncate(&*attacker.memory, CUT as u64)?;
         scene.befriend(20)?;
         Ok(attacker)
     })?;
     scene.attack("an indirect table in pages that are gone", cut, |_, socket| {
-        let attacker = Attacker::start(socket, 64)?;
+        let attacker = Attacker::start(socket, layout, 64)?;
         attacker.describe(Side::Tx, 0, attacker.guest(CUT), 32, INDIRECT, 0);
         ftruncate(&*attacker.memory, CUT as u64)?;
         attacker.offer(Side::Tx, 0);
@@ -115,13 +116,13 @@ fn files_that_shrink() -> anyhow::Result<()> {
         Ok(attacker)
     })?;
     scene.attack("the rings themselves are gone", cut, |_, socket| {
-        let attacker = Attacker::start(socket, 64)?;
+        let attacker = Attacker::start(socket, layout, 64)?;
         ftruncate(&*attacker.memory, 0)?;
         attacker.kick(Side::Tx)?;
         Ok(attacker)
     })?;
     scene.attack("the receive ring is gone and frames come", cut, |scene, socket| {
-        let attacker = Attacker::start(socket, 64)?;
+        let attacker = Attacker::start(socket, layout, 64)?;
         ftruncate(&*attacker.memory, 0)?;
         scene.befriend(20)?;
         Ok(attacker)
@@ -130,11 +131,10 @@ fn files_that_shrink() -> anyhow::Result<()> {
 }
 
 /// Legal, but rarely done: the table is replaced while frames move in both directions.
-#[test]
-fn memory_replaced_while_frames_move() -> anyhow::Result<()> {
+fn memory_replaced_while_frames_move(layout: Layout) -> anyhow::Result<()> {
     let mut scene = Scene::new()?;
     scene.attack("500 memory tables under load", Trace::Nothing, |scene, socket| {
-        let attacker = Attacker::start(socket, 64)?;
+        let attacker = Attacker::start(socket, layout, 64)?;
         let at = Attacker::BUFFERS;
         let len = attacker.write_frame(at, FRIEND, EVIL, 200);
         attacker.describe(Side::Tx, 0, attacker.guest(at), len, 0, 0);
@@ -153,7 +153,7 @@ fn memory_replaced_while_frames_move() -> anyhow::Result<()> {
         Ok(attacker)
     })?;
     scene.attack("a region removed from under the rings", Trace::Nothing, |_, socket| {
-        let attacker = Attacker::start(socket, 64)?;
+        let attacker = Attacker::start(socket, layout, 64)?;
         let far = [GUEST_BASE << 2, MIB, attacker.memory.user_addr() + (1 << 40), 0];
         let other = memfd(MIB)?;
         attacker.raw.ack(Request::SET_MEM_TABLE, &table(&[far]), &[other.as_fd()])?;
@@ -164,7 +164,7 @@ fn memory_replaced_while_frames_move() -> anyhow::Result<()> {
         "buffers outside of a smaller table",
         Trace::Drops(&["guest-memory"]),
         |_, socket| {
-            let attacker = Attacker::start(socket, 0)?;
+            let attacker = Attacker::start(socket, layout, 0)?;
             anyhow::ensure!(attacker.share(Attacker::BUFFERS as u64)? == 0);
             let outside = attacker.guest(Attacker::BUFFERS);
             attacker.describe(Side::Tx, 0, outside, 200, 0, 0);

@@ -260,9 +260,24 @@ impl Scene {
         anyhow::bail!("no frame reached the good guest on the attacker's port")
     }
 
+    /// Memory of the switch's own, in KiB.
+    pub(crate) fn resident(&mut self) -> anyhow::Result<u64> {
+        let id = self.daemon.process()?.id();
+        let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+        let number = line.and_then(|line| line.split_whitespace().next());
+        number.context("no RssAnon")?.parse().context("RssAnon")
+    }
+
+    /// Without the files of rings' positions, which stay as long as their port.
     fn open_descriptors(&mut self) -> anyhow::Result<usize> {
         let id = self.daemon.process()?.id();
-        Ok(std::fs::read_dir(format!("/proc/{id}/fd"))?.count())
+        let fds = std::fs::read_dir(format!("/proc/{id}/fd"))?;
+        let others = fds.filter(|fd| {
+            let link = fd.as_ref().ok().and_then(|fd| std::fs::read_link(fd.path()).ok());
+            !link.is_some_and(|path| path.parent().is_some_and(|folder| folder.ends_with("rings")))
+        });
+        Ok(others.count())
     }
 }
 
