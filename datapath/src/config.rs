@@ -7,7 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use switch::{DropReason, Role, VlanMode};
+use switch::{BridgeConfig, DropReason, Fdb, Role, VlanMode};
 use uuid::Uuid;
 use wire::MacAddr;
 
@@ -27,6 +27,10 @@ pub struct Config {
     pub resume_dir: Option<PathBuf>,
     /// How often it is looked at whether queues should move to workers with less to do. `None`: they stay where they are.
     pub rebalance: Option<Duration>,
+    /// Addresses that one bridge's forwarding table can hold.
+    pub fdb_entries: usize,
+    /// Addresses that one guest's port may own of them.
+    pub fdb_entries_per_guest: usize,
 }
 
 impl Default for Config {
@@ -37,6 +41,8 @@ impl Default for Config {
             spin: Duration::from_micros(50),
             rebalance: Some(Duration::from_secs(10)),
             resume_dir: None,
+            fdb_entries: Fdb::DEFAULT_MAX_ENTRIES,
+            fdb_entries_per_guest: BridgeConfig::DEFAULT_MAX_ENTRIES_PER_GUEST,
         }
     }
 }

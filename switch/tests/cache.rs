@@ -47,7 +47,7 @@ fn a_remembered_source_does_not_age_out_while_it_sends() {
         lab.now.0 += 100;
         assert_eq!(lab.send(1, 1, 2), untagged(&[2]));
         lab.send(2, 2, 1);
-        lab.bridge.expire(lab.now);
+        lab.expire();
     }
     assert_eq!(lab.learned().len(), 2);
 }

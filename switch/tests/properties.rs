@@ -180,7 +180,7 @@ proptest! {
                 }
                 Step::Wait(seconds) => {
                     lab.now.0 += seconds;
-                    lab.bridge.expire(lab.now);
+                    lab.expire();
                     let now = lab.now.0;
                     model.heard.retain(|_, (_, seen)| now - *seen < 300);
                 }

@@ -126,26 +126,52 @@ fn readers_never_see_a_mixed_entry() {
     assert!(stats.learned > 1000 && stats.evicted > 0 && stats.moved > 0, "{stats:?}");
 }
 
-/// While somebody else writes, a frame's source is not waited for, and the next frame teaches it.
+/// While somebody else writes, a frame's source is not waited for, and the next frame teaches it. The table grows meanwhile.
 #[test]
 fn two_workers_learn_all_that_they_hear() {
-    let fdb = Fdb::new(8192);
+    const EACH: u32 = 15_000;
+    let fdb = Fdb::new(65_536);
+    let done = AtomicBool::new(false);
     thread::scope(|scope| {
-        for worker in 0..2u32 {
-            let fdb = &fdb;
-            scope.spawn(move || {
-                let stations = || (0..1000).map(|station| station * 2 + worker);
-                let deadline = Instant::now() + Duration::from_secs(30);
-                while stations().any(|one| fdb.lookup(mac(one), vlan(one)).is_none()) {
-                    assert!(Instant::now() < deadline, "{:?}", fdb.stats());
-                    for one in stations() {
-                        fdb.learn(mac(one), vlan(one), PortIndex(home(one)), 4096, Seconds(1));
+        let workers: Vec<_> = (0..2u32)
+            .map(|worker| {
+                let fdb = &fdb;
+                scope.spawn(move || {
+                    let stations = || (0..EACH).map(|station| station * 2 + worker);
+                    let deadline = Instant::now() + Duration::from_secs(60);
+                    while stations().any(|one| fdb.lookup(mac(one), vlan(one)).is_none()) {
+                        assert!(Instant::now() < deadline, "{:?}", fdb.stats());
+                        for one in stations() {
+                            fdb.learn(
+                                mac(one),
+                                vlan(one),
+                                PortIndex(home(one)),
+                                16_384,
+                                Seconds(1),
+                            );
+                        }
                     }
+                })
+            })
+            .collect();
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let entries = fdb.entries();
+                let keys: HashSet<_> =
+                    entries.iter().map(|entry| (entry.mac, entry.vlan)).collect();
+                assert_eq!(keys.len(), entries.len(), "an address is in the list twice");
+                for entry in entries {
+                    let [.., a, b, c] = entry.mac.0;
+                    let station = u32::from_be_bytes([0, a, b, c]);
+                    assert_eq!((entry.vlan, entry.port.0), (vlan(station), home(station)));
                 }
-            });
-        }
+            }
+        });
+        let workers: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
+        done.store(true, Ordering::Relaxed);
+        workers.into_iter().for_each(|outcome| outcome.unwrap());
     });
     let stats = fdb.stats();
-    assert_eq!(stats.entries, 2000, "{stats:?}");
-    assert_eq!(stats.moved, 0);
+    assert_eq!(stats.entries, 2 * EACH as usize, "{stats:?}");
+    assert_eq!((stats.moved, stats.evicted), (0, 0));
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use serde::Deserialize;
+use switch::{BridgeConfig, Fdb};
 use thiserror::Error;
 
 /// The netloom daemon: virtual networks for KVM guests.
@@ -47,6 +48,12 @@ pub struct Args {
     /// How often queues may move from a busy worker to one with less to do, in seconds; 0: never
     #[arg(long, env = "NETLOOM_REBALANCE_S")]
     pub rebalance_s: Option<u32>,
+    /// Addresses that the forwarding table of one network can hold
+    #[arg(long, env = "NETLOOM_FDB_ENTRIES", value_name = "N")]
+    pub fdb_entries: Option<usize>,
+    /// Addresses that one guest's port may own in it
+    #[arg(long, env = "NETLOOM_FDB_ENTRIES_PER_GUEST", value_name = "N")]
+    pub fdb_entries_per_guest: Option<usize>,
     /// What to log: a level, or per-module filters
     #[arg(long, env = "NETLOOM_LOG_LEVEL")]
     pub log_level: Option<String>,
@@ -128,6 +135,7 @@ impl<'de> Deserialize<'de> for Upstream {
 #[serde(deny_unknown_fields, default)]
 struct FileConfig {
     datapath: FileDatapath,
+    fdb: FileFdb,
     log: FileLog,
     api: FileApi,
     dns: FileDns,
@@ -143,6 +151,13 @@ struct FileDatapath {
     cpus: Option<Vec<usize>>,
     spin_us: Option<u32>,
     rebalance_s: Option<u32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct FileFdb {
+    entries: Option<usize>,
+    entries_per_guest: Option<usize>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -194,6 +209,10 @@ pub struct Config {
     pub spin: Duration,
     /// `None`: queues stay with their worker.
     pub rebalance: Option<Duration>,
+    /// Of one network.
+    pub fdb_entries: usize,
+    /// So that none can take the whole table.
+    pub fdb_entries_per_guest: usize,
     pub log_level: String,
     pub log_format: LogFormat,
     pub api_group: Option<String>,
@@ -217,6 +236,8 @@ impl Default for Config {
             cpus: Vec::new(),
             spin: Duration::from_micros(50),
             rebalance: Some(Duration::from_secs(10)),
+            fdb_entries: Fdb::DEFAULT_MAX_ENTRIES,
+            fdb_entries_per_guest: BridgeConfig::DEFAULT_MAX_ENTRIES_PER_GUEST,
             log_level: "info".to_owned(),
             log_format: LogFormat::Text,
             api_group: None,
@@ -279,6 +300,11 @@ impl Config {
                 .rebalance_s
                 .or(file.datapath.rebalance_s)
                 .map_or(default.rebalance, |s| (s > 0).then(|| Duration::from_secs(s.into()))),
+            fdb_entries: args.fdb_entries.or(file.fdb.entries).unwrap_or(default.fdb_entries),
+            fdb_entries_per_guest: args
+                .fdb_entries_per_guest
+                .or(file.fdb.entries_per_guest)
+                .unwrap_or(default.fdb_entries_per_guest),
             log_level: args.log_level.clone().or(file.log.level).unwrap_or(default.log_level),
             log_format: args.log_format.or(file.log.format).unwrap_or_default(),
             api_group: args.api_group.clone().or(file.api.group),
@@ -319,6 +345,12 @@ impl Config {
         }
         if self.spin > Duration::from_secs(1) {
             return value("datapath.spin_us", "must be at most 1000000");
+        }
+        if !(1024..=Fdb::MAX_ENTRIES).contains(&self.fdb_entries) {
+            return value("fdb.entries", "must be from 1024 to 1000000");
+        }
+        if !(1..=self.fdb_entries).contains(&self.fdb_entries_per_guest) {
+            return value("fdb.entries_per_guest", "must be from 1 to fdb.entries");
         }
         for (key, mode) in [("api.mode", self.api_mode), ("ports.socket_mode", self.socket_mode)] {
             if mode > 0o777 {
@@ -397,6 +429,8 @@ mod tests {
         for (text, key) in [
             ("[datapath]\nworkers = 0\n", "datapath.workers"),
             ("[datapath]\ncpus = [0, 1]\n", "datapath.cpus"),
+            ("[fdb]\nentries = 100\n", "fdb.entries"),
+            ("[fdb]\nentries = 2000\nentries_per_guest = 2001\n", "fdb.entries_per_guest"),
             ("[log]\nlevel = 'vswitchd=loud'\n", "log.level"),
             ("[api]\ngroup = 'no-such-group-here'\n", "api.group"),
             ("[api]\nmode = 0o7777\n", "api.mode"),

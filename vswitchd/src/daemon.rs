@@ -58,6 +58,8 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
         spin: config.spin,
         rebalance: config.rebalance,
         resume_dir: Some(resume_dir),
+        fdb_entries: config.fdb_entries,
+        fdb_entries_per_guest: config.fdb_entries_per_guest,
     };
     // Before everything else: frames wait for it.
     let inheritance =

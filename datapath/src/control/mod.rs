@@ -112,7 +112,7 @@ impl Datapath {
                 .map_err(&make)?;
         let datapath = Self(Arc::new(Inner {
             shared,
-            model: Mutex::default(),
+            model: Mutex::new(Model::new(&config)),
             status,
             commands,
             threads: Mutex::default(),
@@ -371,13 +371,16 @@ impl Datapath {
     /// The bridge's forwarding table; empty when there is no such bridge.
     #[must_use]
     pub fn fdb(&self, bridge: Uuid) -> Vec<FdbEntry> {
-        let model = self.model();
-        let Some(entry) = model.bridges.get(&bridge) else { return Vec::new() };
+        let (ids, fdb) = {
+            let model = self.model();
+            let Some(entry) = model.bridges.get(&bridge) else { return Vec::new() };
+            (model.ids(), Arc::clone(&entry.fdb))
+        };
         let now = self.0.start.elapsed().as_secs();
-        let entries = entry.fdb.entries().into_iter();
+        let entries = fdb.entries().into_iter();
         entries
             .filter_map(|entry| {
-                let port = model.id_of(entry.port)?;
+                let port = *ids.get(&entry.port)?;
                 let age = entry
                     .last_seen
                     .map(|seen| Duration::from_secs(now.saturating_sub(u64::from(seen.0))));

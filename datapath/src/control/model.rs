@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::counters::{Counters, empty_stats};
 use crate::snapshot::{Device, Port, Snapshot};
-use crate::{BridgeSpec, PortStats};
+use crate::{BridgeSpec, Config, PortStats};
 
 /// What every IPv4 host must take (RFC 791 §3.1 says 68 for links; hosts take 576).
 const MIN_MTU: usize = 576;
@@ -43,6 +43,7 @@ impl PortEntry {
 
 #[derive(Debug, Default)]
 pub(super) struct Model {
+    limits: FdbLimits,
     pub(super) bridges: HashMap<Uuid, BridgeEntry>,
     pub(super) ports: HashMap<Uuid, PortEntry>,
     /// Bridges of another process that nobody has asked for yet.
@@ -51,9 +52,21 @@ pub(super) struct Model {
     pub(super) inherited: HashSet<Uuid>,
 }
 
+/// Sizes of each bridge's forwarding table.
+#[derive(Clone, Copy, Debug, Default)]
+struct FdbLimits {
+    entries: usize,
+    per_guest: usize,
+}
+
 impl Model {
+    pub(super) fn new(config: &Config) -> Self {
+        let Config { fdb_entries: entries, fdb_entries_per_guest: per_guest, .. } = *config;
+        Self { limits: FdbLimits { entries, per_guest }, ..Self::default() }
+    }
+
     pub(super) fn add_bridge(&mut self, id: Uuid, spec: BridgeSpec) {
-        let fdb = Arc::new(Fdb::new(Fdb::DEFAULT_MAX_ENTRIES));
+        let fdb = Arc::new(Fdb::new(self.limits.entries));
         let bridge = Arc::new(Bridge::new(BridgeConfig::default(), &[], Arc::clone(&fdb)));
         self.bridges.insert(id, BridgeEntry { spec, fdb, bridge });
         self.rebuild(id);
@@ -77,8 +90,9 @@ impl Model {
         self.ports.values().filter(move |port| port.bridge == bridge)
     }
 
-    pub(super) fn id_of(&self, index: PortIndex) -> Option<Uuid> {
-        self.ports.iter().find(|(_, port)| port.index == index).map(|(&id, _)| id)
+    /// Who has which index, to be asked often.
+    pub(super) fn ids(&self) -> HashMap<PortIndex, Uuid> {
+        self.ports.iter().map(|(&id, port)| (port.index, id)).collect()
     }
 
     /// Makes the bridge anew from its configuration and ports.
@@ -94,7 +108,7 @@ impl Model {
             ageing: entry.spec.ageing,
             trap_dhcp4: internal.filter(|_| entry.spec.trap_dhcp4),
             gateway_v4: entry.spec.gateway_v4.clone(),
-            ..BridgeConfig::default()
+            max_entries_per_guest: self.limits.per_guest,
         };
         entry.bridge = Arc::new(Bridge::new(config, &ports, Arc::clone(&entry.fdb)));
     }

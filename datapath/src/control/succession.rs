@@ -25,9 +25,6 @@ use crate::port::vhost_user::{MAX_PAIRS, VhostPort, offer};
 use crate::snapshot::Device;
 use crate::{BridgeSpec, Config, Error, Event, PortSpec};
 
-/// Learned entries that one port may bring along: what a table holds.
-const FDB_LIMIT: usize = switch::Fdb::DEFAULT_MAX_ENTRIES;
-
 /// A datapath that moves no frames: its threads have ended, between two bursts. It goes on when this is dropped.
 pub struct Suspended {
     datapath: Datapath,
@@ -270,7 +267,7 @@ impl Model {
             let Some((port, vlan)) = found.zip(Vid::new(state.vlan)) else { continue };
             match state.last_seen {
                 Some(seen) => {
-                    entry.fdb.learn(state.mac, vlan, port.index, FDB_LIMIT, Seconds(seen));
+                    entry.fdb.learn(state.mac, vlan, port.index, usize::MAX, Seconds(seen));
                 }
                 None => {
                     // One that is full has learned entries only, which the port's next frames bring back.
@@ -293,9 +290,10 @@ impl Suspended {
         let mut endpoints: HashMap<_, _> = thread.export(&mut fds)?.into_iter().collect();
         let Inner { model, start, .. } = &*datapath.0;
         let model = model.lock().unwrap_or_else(PoisonError::into_inner);
+        let ids = model.ids();
         let bridges = model.bridges.iter().map(|(&id, entry)| {
             let fdb = entry.fdb.entries().into_iter().filter_map(|row| {
-                let port = model.id_of(row.port)?;
+                let port = *ids.get(&row.port)?;
                 let last_seen = row.last_seen.map(|seen| seen.0);
                 Some(FdbState { mac: row.mac, vlan: row.vlan.value(), port, last_seen })
             });

@@ -49,6 +49,7 @@ pub struct BridgeConfig {
 impl BridgeConfig {
     pub const AGEING_RANGE: std::ops::RangeInclusive<Duration> =
         Duration::from_secs(15)..=Duration::from_secs(3600);
+    pub const DEFAULT_MAX_ENTRIES_PER_GUEST: usize = 1024;
 }
 
 impl Default for BridgeConfig {
@@ -56,7 +57,7 @@ impl Default for BridgeConfig {
         Self {
             mode: Mode::Learning,
             ageing: Duration::from_secs(300),
-            max_entries_per_guest: 1024,
+            max_entries_per_guest: Self::DEFAULT_MAX_ENTRIES_PER_GUEST,
             trap_dhcp4: None,
             gateway_v4: Vec::new(),
         }
@@ -95,7 +96,8 @@ impl Bridge {
         &self.fdb
     }
 
-    /// Removes addresses that have been silent for the configured time. To be called about once a second, from any
+    /// Removes addresses that have been silent for the configured time from a part of the forwarding table
+    /// ([`Fdb::expire`]). To be called about ten times a second, which looks at all of it every 3.2 s, from any
     /// thread that may wait for a moment. Returns how many.
     pub fn expire(&self, now: Seconds) -> usize {
         let (least, most) = BridgeConfig::AGEING_RANGE.into_inner();

@@ -11,16 +11,19 @@
 //! ```
 //!
 //! Invariants: a key is in at most one slot; a reader gets the port that some writer stored for exactly that key; every
-//! dynamic entry is in the line of the port in its word. Memory is allocated once, in [`Fdb::new`].
+//! dynamic entry is in the line of the port in its word. Memory grows with the entries, and stays.
+//!
+//! A full table is shared out as Open vSwitch does it: a new address takes the place of one of the port that owns most,
+//! of those silent for longest. So a port that has few keeps them, whatever the others send.
 
 mod key;
 mod owners;
+mod removal;
 mod table;
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{PoisonError, TryLockError};
-use std::time::Duration;
 
 use wire::{MacAddr, Vid};
 
@@ -28,7 +31,7 @@ pub(crate) use self::key::Key;
 use self::owners::Owners;
 use self::table::{Slot, Table, Word};
 use crate::port::MAX_PORTS;
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Mutex, MutexGuard};
 use crate::{PortIndex, Seconds};
 
@@ -38,6 +41,8 @@ pub struct Fdb {
     max: usize,
     counters: Counters,
     owners: Mutex<Owners>,
+    /// The bucket at which the search for silent entries goes on.
+    hand: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -129,9 +134,11 @@ impl std::error::Error for StaticError {}
 
 impl Fdb {
     /// Entries of a table unless configured otherwise.
-    pub const DEFAULT_MAX_ENTRIES: usize = 8192;
+    pub const DEFAULT_MAX_ENTRIES: usize = 131_072;
+    /// Entries that a table can be made for.
+    pub const MAX_ENTRIES: usize = 1_000_000;
 
-    /// A table for at most `max` entries, kept within 10 to 1,000,000, with a random seed.
+    /// A table for at most `max` entries, kept within 10 to [`MAX_ENTRIES`](Self::MAX_ENTRIES), with a random seed.
     #[must_use]
     pub fn new(max: usize) -> Self {
         let random = RandomState::new();
@@ -141,10 +148,10 @@ impl Fdb {
     /// As [`Fdb::new`] with a seed of one's own. Who knows the seed can choose addresses that displace each other.
     #[must_use]
     pub fn with_seed(max: usize, seed: [u64; 4]) -> Self {
-        let max = max.clamp(10, 1_000_000);
+        let max = max.clamp(10, Self::MAX_ENTRIES);
         let table = Table::new(max, seed);
-        let owners = Mutex::new(Owners::new(table.slots()));
-        Self { table, max, counters: Counters::default(), owners }
+        let owners = Mutex::new(Owners::new());
+        Self { table, max, counters: Counters::default(), owners, hand: AtomicUsize::new(0) }
     }
 
     /// The port of an address. Never blocks.
@@ -298,56 +305,27 @@ impl Fdb {
         }
     }
 
-    /// Whether there was such a static entry.
-    pub fn remove_static(&self, mac: MacAddr, vlan: Vid) -> bool {
-        self.remove_if(mac, vlan, Word::is_static)
-    }
-
-    /// Removes an entry, learned or static. Whether there was one.
-    pub fn remove(&self, mac: MacAddr, vlan: Vid) -> bool {
-        self.remove_if(mac, vlan, |_| true)
-    }
-
-    /// Removes every learned entry. Returns how many.
-    pub fn flush(&self) -> usize {
-        self.remove_where(|word, _| !word.is_static())
-    }
-
-    /// Removes what was learned on a port. Returns how many.
-    pub fn flush_port(&self, port: PortIndex) -> usize {
-        self.remove_where(|word, _| !word.is_static() && word.port() == port)
-    }
-
-    /// Removes everything of a port, static entries too. Returns how many. For a port that goes away, when no worker
-    /// can learn on it any more.
-    pub fn remove_port(&self, port: PortIndex) -> usize {
-        self.remove_where(|word, _| word.port() == port)
-    }
-
-    /// Removes what has been silent for `ageing` or longer. Returns how many. To be called about once a second.
-    pub fn expire(&self, now: Seconds, ageing: Duration) -> usize {
-        let expired = self.remove_where(|word, slot| {
-            let silent = now.0.saturating_sub(self.table.seen(slot));
-            !word.is_static() && u64::from(silent) >= ageing.as_secs()
-        });
-        self.counters.expired.fetch_add(expired as u64, Ordering::Relaxed);
-        expired
-    }
-
-    /// All entries, ordered by VLAN and address.
+    /// All entries, ordered by VLAN and address. One that makes room for another meanwhile may be missed.
     #[must_use]
     pub fn entries(&self) -> Vec<FdbEntry> {
-        let mut entries = Vec::new();
-        for slot in self.table.pieces().flatten() {
-            let word = self.table.word(slot);
-            if word.is_occupied() {
-                let key = self.table.key(slot, word);
-                let last_seen = (!word.is_static()).then(|| Seconds(self.table.seen(slot)));
-                let (mac, vlan, port) = (key.mac(), key.vid(), word.port());
-                entries.push(FdbEntry { mac, vlan, port, last_seen });
+        let mut entries = Vec::with_capacity(self.lock().len());
+        let mut at = 0;
+        // Growing moves entries towards the end, which is looked at again each time.
+        while at < self.table.count() {
+            for slot in Table::slots(at..at + 1) {
+                let word = self.table.word(slot);
+                if word.is_occupied() {
+                    let key = self.table.key(slot, word);
+                    let last_seen = (!word.is_static()).then(|| Seconds(self.table.seen(slot)));
+                    let (mac, vlan, port) = (key.mac(), key.vid(), word.port());
+                    entries.push(FdbEntry { mac, vlan, port, last_seen });
+                }
             }
+            at += 1;
         }
         entries.sort_unstable_by_key(|entry| (entry.vlan, entry.mac));
+        // One that moved meanwhile may have been seen in both places.
+        entries.dedup_by_key(|entry| (entry.vlan, entry.mac));
         entries
     }
 
@@ -389,6 +367,9 @@ impl Fdb {
         {
             return false;
         }
+        if let Some((from, to)) = self.table.displace(key) {
+            owners.moved(self.table.word(to).port(), from, to);
+        }
         let Some((slot, word)) = self.table.room(key, port, heard.is_none()) else { return false };
         let occupant = self.table.word(slot);
         if occupant.is_occupied() {
@@ -401,6 +382,12 @@ impl Fdb {
             owners.statics += 1;
         }
         self.table.put(slot, word);
+        for (from, to) in self.table.grow(owners.len()).into_iter().flatten() {
+            let word = self.table.word(to);
+            if !word.is_static() {
+                owners.moved(word.port(), from, to);
+            }
+        }
         true
     }
 
@@ -414,42 +401,6 @@ impl Fdb {
     fn evict(&self, owners: &mut Owners, slot: Slot, word: Word) {
         self.take_out(owners, slot, word);
         count(&self.counters.evicted);
-    }
-
-    fn take_out(&self, owners: &mut Owners, slot: Slot, word: Word) {
-        self.table.clear(slot);
-        if word.is_static() {
-            owners.statics -= 1;
-        } else {
-            owners.remove(word.port(), slot);
-        }
-    }
-
-    fn remove_if(&self, mac: MacAddr, vlan: Vid, condition: fn(Word) -> bool) -> bool {
-        let mut owners = self.lock();
-        match self.table.find(Key::new(mac, vlan)) {
-            Some((slot, word)) if condition(word) => {
-                self.take_out(&mut owners, slot, word);
-                true
-            }
-            _ => false,
-        }
-    }
-
-    fn remove_where(&self, condition: impl Fn(Word, Slot) -> bool) -> usize {
-        let mut removed = 0;
-        for piece in self.table.pieces() {
-            // The lock is let go between pieces, so that workers go on learning.
-            let mut owners = self.lock();
-            for slot in piece {
-                let word = self.table.word(slot);
-                if word.is_occupied() && condition(word, slot) {
-                    self.take_out(&mut owners, slot, word);
-                    removed += 1;
-                }
-            }
-        }
-        removed
     }
 }
 

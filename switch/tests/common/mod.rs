@@ -106,6 +106,11 @@ pub struct Lab {
 }
 
 impl Lab {
+    /// Removes what is old from all of the forwarding table. Returns how many.
+    pub fn expire(&self) -> usize {
+        (0..Fdb::EXPIRE_PARTS).map(|_| self.bridge.expire(self.now)).sum()
+    }
+
     /// Ports 1, 2, … in the order given.
     pub fn new(ports: impl IntoIterator<Item = PortConfig>) -> Self {
         Self::with_config(BridgeConfig::default(), Fdb::DEFAULT_MAX_ENTRIES, ports)

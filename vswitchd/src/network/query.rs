@@ -1,5 +1,6 @@
 //! What users ask. Nothing here waits for a change that is under way.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use api::{
@@ -87,24 +88,24 @@ impl Manager {
     /// # Errors
     /// When there is no such network.
     pub fn fdb(&self, wanted: &str) -> Result<Vec<FdbEntry>, Problem> {
-        let (uuid, gateway) = {
+        let (uuid, names) = {
             let tables = self.tables();
             let network = tables.network(wanted)?;
             let Some(live) = &network.live else { return Ok(Vec::new()) };
             let definition = &live.definition;
             let gateway = definition.bridge.name.clone().or(definition.forward.dev.clone());
-            (network.uuid, gateway.unwrap_or_else(|| network.name.clone()))
+            let ports = tables.ports.values().map(|port| &port.document);
+            let mut names: HashMap<_, _> =
+                ports.map(|port| (port.uuid, port.name.clone())).collect();
+            names.insert(network.uuid, gateway.unwrap_or_else(|| network.name.clone()));
+            (network.uuid, names)
         };
         let mut entries: Vec<_> = self
             .dataplane
             .fdb(uuid)
             .into_iter()
             .map(|entry| FdbEntry {
-                port: if entry.port == uuid {
-                    gateway.clone()
-                } else {
-                    self.port_name(entry.port).unwrap_or_else(|| entry.port.to_string())
-                },
+                port: names.get(&entry.port).map_or_else(|| entry.port.to_string(), Clone::clone),
                 vlan: entry.vlan,
                 mac: entry.mac,
                 age: entry.age.map(|age| age.as_secs()),

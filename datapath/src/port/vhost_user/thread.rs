@@ -192,6 +192,7 @@ impl Thread {
             if Instant::now() >= next_tick {
                 next_tick = Instant::now() + TICK;
                 self.free_workers();
+                self.age();
                 ticks += 1;
                 if ticks == HOUSEKEEPING {
                     ticks = 0;
@@ -409,8 +410,8 @@ impl Thread {
         }
     }
 
-    /// Ages the forwarding tables, and looks after frontends that do not read their answers or say nothing.
-    fn housekeeping(&mut self) {
+    /// Ages a part of each forwarding table.
+    fn age(&self) {
         let seconds = self.start.elapsed().as_secs();
         let now = Seconds(u32::try_from(seconds).unwrap_or(u32::MAX));
         let snapshot = self.shared.current.load_full();
@@ -420,6 +421,10 @@ impl Thread {
         for bridge in bridges {
             bridge.expire(now);
         }
+    }
+
+    /// Looks after frontends that do not read their answers or say nothing.
+    fn housekeeping(&mut self) {
         self.balancer.housekeeping();
         let unread = self.endpoints.iter().filter(|(_, endpoint)| endpoint.watched_for_writing);
         let unread: Vec<u64> = unread.map(|(&key, _)| key).collect();
