@@ -8,6 +8,7 @@ use netns_tests::guest::{Guest, Namespace, Qemu, qemu::Nic};
 use netns_tests::pinger::Pinger;
 use netns_tests::streams::Streams;
 use netns_tests::{Daemon, Lab, wait};
+use wire::MacAddr;
 
 const NETWORK: &str = "<network>
   <name>lan</name>
@@ -17,27 +18,43 @@ const NETWORK: &str = "<network>
   </ip>
 </network>";
 
+const MAC: MacAddr = MacAddr([0x52, 0x54, 0, 7, 7, 7]);
 /// More than the rings have descriptors (256).
 const ENOUGH: u64 = 600;
 const INTERVAL: Duration = Duration::from_millis(5);
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// Where the guest's card is plugged in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Socket {
+    Port,
+    Hub,
+}
+
 struct World {
     lab: Lab,
     deb: Qemu,
+    /// The guest's port.
+    port: String,
     ns: Namespace,
     /// The guest's, and the namespace's.
     addresses: [Ipv4Addr; 2],
 }
 
 impl World {
-    fn new() -> anyhow::Result<Self> {
+    fn new(socket: Socket) -> anyhow::Result<Self> {
         let lab = Lab::new()?;
         lab.daemon.network("lan", NETWORK)?;
-        let port = lab.daemon.port("lan", "deb", &[])?;
-        let socket = port.socket.as_deref().context("no socket")?;
-        let card = Nic { packed: true, ..Nic::new(socket, port.mac) };
-        let mut deb = Qemu::start("deb", &[card])?;
+        let (socket, mac) = match socket {
+            Socket::Port => {
+                let port = lab.daemon.port("lan", "deb", &[])?;
+                (port.socket.context("no socket")?, port.mac)
+            }
+            Socket::Hub => (lab.daemon.instance().hub_socket("lan"), MAC),
+        };
+        let mut deb = Qemu::start("deb", &[Nic { packed: true, ..Nic::new(&socket, mac) }])?;
+        let ports: Vec<api::PortInfo> = lab.daemon.json(&["port-list", "lan"])?;
+        let port = ports.first().context("the guest's port")?.name.clone();
         let mut ns = Namespace::new("ns")?;
         let netns = ns.netns().name().to_owned();
         lab.daemon.port("lan", "ns", &["--netns", &netns, "--ifname", "eth0"])?;
@@ -45,7 +62,7 @@ impl World {
         // Feature bits from the lowest on; VIRTIO_F_RING_PACKED is bit 34.
         let features = deb.run("cat /sys/bus/virtio/devices/virtio0/features")?;
         ensure!(features.as_bytes().get(34) == Some(&b'1'), "the rings are split: {features}");
-        let mut world = Self { lab, deb, ns, addresses };
+        let mut world = Self { lab, deb, port, ns, addresses };
         world.talk()?;
         Ok(world)
     }
@@ -75,9 +92,9 @@ impl World {
             let start = Instant::now();
             let before = self.drops()?;
             replace(&mut self.lab.daemon)?;
+            self.lab.daemon.wait_port(&self.port, api::PortState::Up)?;
             // Where counters begin anew there were fewer.
             let before = before.min(self.drops()?);
-            self.lab.daemon.wait_port("deb", api::PortState::Up)?;
             // The guest's link is up a little later.
             let answers = pinger.received();
             wait::until("an answer", LIMIT, || pinger.received() > answers)?;
@@ -101,16 +118,16 @@ impl World {
 
     /// Frames that the switch had no place for, in the guest or on the other side.
     fn drops(&self) -> anyhow::Result<u64> {
-        let dropped = |port| -> anyhow::Result<u64> {
+        let dropped = |port: &str| -> anyhow::Result<u64> {
             let stats: api::PortStats = self.lab.daemon.json(&["port-stats", port])?;
             Ok(stats.drops.values().sum())
         };
-        Ok(dropped("deb")? + dropped("ns")?)
+        Ok(dropped(&self.port)? + dropped("ns")?)
     }
 
     /// Waits until so many frames more came from the guest, and to it.
     fn moved(&self, frames: u64) -> anyhow::Result<()> {
-        let stats = || self.lab.daemon.json::<api::PortStats>(&["port-stats", "deb"]);
+        let stats = || self.lab.daemon.json::<api::PortStats>(&["port-stats", &self.port]);
         let before = stats()?;
         wait::until("frames in both directions", LIMIT, || {
             stats().is_ok_and(|now| {
@@ -123,15 +140,24 @@ impl World {
 
 #[test]
 fn a_guest_with_packed_rings_goes_on_after_a_hand_over() -> anyhow::Result<()> {
-    World::new()?.under_load(Daemon::take_over, 0)
+    World::new(Socket::Port)?.under_load(Daemon::take_over, 0)
 }
+
+fn kill(daemon: &mut Daemon) -> anyhow::Result<()> {
+    daemon.kill()?;
+    daemon.up()
+}
+
+/// What a ring holds.
+const RING: u32 = 256;
 
 #[test]
 fn a_guest_with_packed_rings_goes_on_after_a_kill() -> anyhow::Result<()> {
-    let kill = |daemon: &mut Daemon| {
-        daemon.kill()?;
-        daemon.up()
-    };
-    // What a ring holds.
-    World::new()?.under_load(kill, 256)
+    World::new(Socket::Port)?.under_load(kill, RING)
+}
+
+/// The next daemon makes the port anew.
+#[test]
+fn a_guest_with_packed_rings_on_a_hub_socket_goes_on_after_a_kill() -> anyhow::Result<()> {
+    World::new(Socket::Hub)?.under_load(kill, RING)
 }
