@@ -50,7 +50,7 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
     log::start(&config);
     raise_file_limit();
     directory(&instance.run_dir())?;
-    let resume_dir = instance.run_dir().join("rings");
+    let resume_dir = Store::rings_dir(&instance);
     directory(&resume_dir)?;
     let settings = datapath::Config {
         workers: config.workers,

@@ -178,7 +178,16 @@ fn the_hub_goes_and_comes_with_its_network_and_the_daemon() {
         daemon.post("/v1/networks/net/start", "");
         let mut guest = connect(&daemon);
         let before = ports(&daemon, 1);
+        // Resume records of packed rings: of this port, and of one whose process has ended.
+        let uuid = daemon.get(&format!("/v1/ports/{}", before[0]))["uuid"].clone();
+        let rings = daemon.instance().run_dir().join("rings");
+        let own = rings.join(format!("{}.rings", uuid.as_str().expect("a UUID")));
+        let old = rings.join(format!("{}.rings", uuid::Uuid::new_v4()));
+        for record in [&own, &old] {
+            std::fs::write(record, []).expect("a record");
+        }
         let daemon = daemon.crash();
+        assert!(own.exists() && !old.exists());
         closed(&mut guest);
         ports(&daemon, 0);
         let mut guest = connect(&daemon);
@@ -186,6 +195,7 @@ fn the_hub_goes_and_comes_with_its_network_and_the_daemon() {
         daemon.delete(&format!("/v1/ports/{}", before[0]));
         closed(&mut guest);
         ports(&daemon, 0);
+        assert!(!own.exists());
     });
 }
 

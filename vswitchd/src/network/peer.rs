@@ -65,6 +65,14 @@ impl Peer {
     }
 }
 
+/// Whether the process runs whose port this was.
+pub(super) fn is_running(port: Uuid) -> bool {
+    let [a, b, c, d, e, f, .., w, x, y, z] = *port.as_bytes();
+    let (pid, started) = (u32::from_be_bytes([w, x, y, z]), [a, b, c, d, e, f]);
+    let found = Peer::of(i32::try_from(pid).ok()).started;
+    found.is_some_and(|ticks| ticks.to_be_bytes()[2..] == started)
+}
+
 /// The address that a guest without one of its own is offered.
 pub(super) fn mac(port: Uuid) -> MacAddr {
     // The largest prime below 2²⁴: every bit counts.
@@ -135,6 +143,9 @@ mod tests {
         assert_ne!(later.identity(network, |_, _| true).1, first.1);
         assert_ne!(peer("vmm").identity(Uuid::from_u128(8 << 96), |_, _| true).1, first.1);
         assert_ne!(mac(first.1), mac(second.1));
+        assert!(!is_running(first.1));
+        let own = Peer::of(i32::try_from(std::process::id()).ok());
+        assert!(is_running(own.identity(network, |_, _| true).1));
         assert!(mac(first.1).is_station());
     }
 

@@ -13,7 +13,7 @@ use super::definition::{self, Document};
 use super::lifecycle::{entry, forget};
 use super::start::{Mode, Started};
 use super::tables::{Port, gateway_interface};
-use super::{Manager, problem};
+use super::{Manager, peer, problem};
 use crate::store::{PortDocument, Store, StoreError};
 
 /// A network to bring back, and the definition that it was started with.
@@ -66,6 +66,7 @@ impl Manager {
         let Loaded { active, strays } = self.load(&mut restored)?;
         self.load_guests();
         self.remove_orphans(&active, &strays).await;
+        self.remove_old_records(&strays);
         self.drop_strays(strays, restored.failed);
         self.restoring.store(true, Ordering::Relaxed);
         for (uuid, definition) in &active {
@@ -287,6 +288,21 @@ impl Manager {
         }
     }
 
+    /// Deletes resume records of ports that do not come back. Those of a hub socket do when their process connects again.
+    fn remove_old_records(&self, strays: &[PortDocument]) {
+        let tables = self.tables();
+        let known = |port: &Uuid| {
+            tables.ports.contains_key(port)
+                || strays.iter().any(|document| document.uuid == *port)
+                || peer::is_running(*port)
+        };
+        for (_, path) in self.store.rings().filter(|(port, _)| !known(port)) {
+            if let Err(error) = std::fs::remove_file(&path) {
+                tracing::warn!(path = %path.display(), "cannot remove an old record: {error}");
+            }
+        }
+    }
+
     /// Stops DHCP and DNS, so that their leases and sockets are put away cleanly. Interfaces,
     /// addresses and rules stay for the next daemon.
     pub async fn stop(&self) {
@@ -349,6 +365,11 @@ impl Manager {
         }
         for path in self.store.sockets() {
             if let Err(error) = crate::socket::remove_stale(&path) {
+                failed(path.display().to_string(), &error);
+            }
+        }
+        for (_, path) in self.store.rings() {
+            if let Err(error) = std::fs::remove_file(&path) {
                 failed(path.display().to_string(), &error);
             }
         }

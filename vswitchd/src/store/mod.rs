@@ -140,6 +140,21 @@ impl Store {
             .collect()
     }
 
+    /// Where the resume records of ports with packed rings are.
+    #[must_use]
+    pub fn rings_dir(instance: &Instance) -> PathBuf {
+        instance.run_dir().join("rings")
+    }
+
+    /// Resume records, each with its port.
+    pub fn rings(&self) -> impl Iterator<Item = (uuid::Uuid, PathBuf)> + use<> {
+        let entries = std::fs::read_dir(Self::rings_dir(&self.instance)).into_iter().flatten();
+        entries.filter_map(|entry| {
+            let path = entry.ok()?.path();
+            Some((path.file_stem()?.to_str()?.parse().ok()?, path))
+        })
+    }
+
     /// Lock file of the instance.
     #[must_use]
     pub fn lock_path(instance: &Instance) -> PathBuf {
