@@ -6,6 +6,7 @@ common::packed::on_both_layouts! {
     a_frontend_reconnects_on_the_same_socket
     a_new_frontend_takes_over_from_one_that_died_without_notice
     rings_go_on_where_they_were_after_a_reconnect
+    rings_go_on_where_they_were_after_a_crash
     a_ring_is_stopped_and_started_where_it_was
     frames_to_a_stopped_or_disabled_ring_are_dropped_with_a_reason
     memory_is_replaced_under_traffic_without_losing_a_frame
@@ -63,16 +64,48 @@ fn rings_go_on_where_they_were_after_a_reconnect() {
         b.send(&frame(a.mac, b.mac, 60, seed));
         a.recv().unwrap();
     }
-    let adopt = Some((a.memory.clone(), Arc::clone(&a.file), a.rings.clone()));
-    drop(a);
-    bench.wait_state(0, PortState::Listening);
-    // The frontend says where the rings began, as QEMU does; they know better.
-    let mut a = bench.nic(0, &Options { adopt, start: 0, ..Options::new(mac(0)) });
+    let mut a = reconnect(&bench, 0, a);
     for seed in 0..300 {
         a.send(&frame(b.mac, a.mac, 60, seed));
         assert_eq!(b.recv().unwrap().1, frame(b.mac, a.mac, 60, seed));
         b.send(&frame(a.mac, b.mac, 60, seed));
         assert_eq!(a.recv().unwrap().1, frame(a.mac, b.mac, 60, seed));
+    }
+}
+
+/// What a frontend does that connects again.
+fn reconnect(bench: &Bench, port: usize, nic: Nic) -> Nic {
+    let adopt = Some((nic.memory.clone(), Arc::clone(&nic.file), nic.rings.clone()));
+    drop(nic);
+    // It says where the rings began, as QEMU does; they know better.
+    bench.nic(port, &Options { adopt, ..Options::new(mac(port)) })
+}
+
+fn rings_go_on_where_they_were_after_a_crash() {
+    let mut bench = Bench::new(2);
+    let mut a = bench.nic(0, &Options::new(mac(0)));
+    let mut b = bench.nic(1, &Options::new(mac(1)));
+    introduce(&mut [&mut a, &mut b]);
+    for round in 0..10 {
+        let seeds = |n| round * 100..round * 100 + n;
+        for seed in seeds(50) {
+            a.send(&frame(b.mac, a.mac, 60, seed));
+            assert_eq!(b.recv().unwrap().1, frame(b.mac, a.mac, 60, seed));
+            b.send(&frame(a.mac, b.mac, 60, seed));
+            assert_eq!(a.recv().unwrap().1, frame(a.mac, b.mac, 60, seed));
+        }
+        bench.crash();
+        // Some wait while there is nobody.
+        for seed in seeds(20) {
+            a.send(&frame(b.mac, a.mac, 60, seed));
+        }
+        b = reconnect(&bench, 1, b);
+        a = reconnect(&bench, 0, a);
+        for seed in seeds(20) {
+            assert_eq!(b.recv().unwrap().1, frame(b.mac, a.mac, 60, seed));
+        }
+        assert!(eventually(|| a.is_reaped(0)));
+        assert!(b.try_recv(0).is_none(), "a frame came twice");
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use datapath::handover::{Fds, State};
-use datapath::{Config, Datapath, Imported, Suspended};
+use datapath::{Datapath, Imported, Suspended};
 use serde_json::Value;
 
 use super::Bench;
@@ -14,9 +14,9 @@ pub(crate) fn carry(suspended: &mut Suspended) -> (Value, Fds) {
     (serde_json::to_value(state).unwrap(), fds)
 }
 
-pub(crate) fn import(state: Value, fds: &mut Fds) -> Imported {
+pub(crate) fn import(bench: &Bench, state: Value, fds: &mut Fds) -> Imported {
     let state: State = serde_json::from_value(state).unwrap();
-    Datapath::import(Config::default(), state, fds).unwrap()
+    Datapath::import(bench.config(), state, fds).unwrap()
 }
 
 /// The bench's datapath is replaced by one that goes on in its place.
@@ -25,7 +25,7 @@ pub(crate) fn hand_over(bench: &mut Bench, change: impl FnOnce(&mut Value)) -> D
     let mut suspended = bench.datapath.suspend().unwrap();
     let (mut state, mut fds) = carry(&mut suspended);
     change(&mut state);
-    let imported = import(state, &mut fds);
+    let imported = import(bench, state, &mut fds);
     suspended.leave();
     (bench.datapath, bench.events) = imported.start().unwrap();
     start.elapsed()

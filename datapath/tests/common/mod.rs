@@ -31,7 +31,7 @@ pub(crate) struct Bench {
     pub(crate) events: crossbeam_channel::Receiver<Event>,
     pub(crate) bridge: Uuid,
     dir: TempDir,
-    ports: Vec<Uuid>,
+    ports: Vec<(Uuid, PortOptions)>,
 }
 
 #[derive(Clone)]
@@ -55,8 +55,7 @@ impl Bench {
 
     pub(crate) fn with(config: Config, bridge: BridgeSpec, ports: &[PortOptions]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let config = Config { resume_dir: Some(dir.path().to_owned()), ..config };
-        let (datapath, events) = Datapath::start(config).unwrap();
+        let (datapath, events) = Datapath::start(remembering(&dir, config)).unwrap();
         let id = Uuid::new_v4();
         datapath.add_bridge(id, "bench", bridge).unwrap();
         let mut bench = Self { datapath, events, bridge: id, dir, ports: Vec::new() };
@@ -66,15 +65,35 @@ impl Bench {
         bench
     }
 
+    /// For a datapath that goes on in the place of this one's.
+    pub(crate) fn config(&self) -> Config {
+        remembering(&self.dir, Config::default())
+    }
+
+    /// As after SIGKILL between two bursts: another datapath, with the same ports, knows only what is in files.
+    pub(crate) fn crash(&mut self) {
+        self.datapath.clone().stop();
+        (self.datapath, self.events) = Datapath::start(self.config()).unwrap();
+        self.datapath.add_bridge(self.bridge, "bench", BridgeSpec::default()).unwrap();
+        for at in 0..self.ports.len() {
+            let _ = std::fs::remove_file(self.path(at));
+            self.plug(at, VhostSocket::Listen(UnixListener::bind(self.path(at)).unwrap()));
+        }
+    }
+
     pub(crate) fn add(&mut self, options: PortOptions) -> usize {
         let listener = UnixListener::bind(self.path(self.ports.len())).unwrap();
         self.add_with(VhostSocket::Listen(listener), options)
     }
 
     pub(crate) fn add_with(&mut self, socket: VhostSocket, options: PortOptions) -> usize {
-        let at = self.ports.len();
-        let PortOptions { vlan, isolated, queue_pairs, mtu } = options;
-        let id = Uuid::new_v4();
+        self.ports.push((Uuid::new_v4(), options));
+        self.plug(self.ports.len() - 1, socket);
+        self.ports.len() - 1
+    }
+
+    fn plug(&self, at: usize, socket: VhostSocket) {
+        let (id, PortOptions { vlan, isolated, queue_pairs, mtu }) = self.ports[at].clone();
         self.datapath
             .add_port(PortSpec {
                 id,
@@ -88,8 +107,6 @@ impl Bench {
                 io: PortIo::VhostUser { socket, queue_pairs },
             })
             .unwrap();
-        self.ports.push(id);
-        at
     }
 
     pub(crate) fn path(&self, port: usize) -> PathBuf {
@@ -97,7 +114,7 @@ impl Bench {
     }
 
     pub(crate) fn id(&self, port: usize) -> Uuid {
-        self.ports[port]
+        self.ports[port].0
     }
 
     /// A card on a port, ready to send and receive.
@@ -108,7 +125,7 @@ impl Bench {
     }
 
     pub(crate) fn stats(&self, port: usize) -> PortStats {
-        self.datapath.port_stats(self.ports[port]).unwrap()
+        self.datapath.port_stats(self.id(port)).unwrap()
     }
 
     pub(crate) fn drops(&self, port: usize, reason: DropReason) -> u64 {
@@ -121,13 +138,17 @@ impl Bench {
     }
 
     pub(crate) fn wait_state(&self, port: usize, state: PortState) {
-        let status = || self.datapath.port_status(self.ports[port]).unwrap();
+        let status = || self.datapath.port_status(self.id(port)).unwrap();
         assert!(
             eventually(|| status().state == state),
             "port {port} is {:?}, expected {state:?}",
             status()
         );
     }
+}
+
+fn remembering(dir: &TempDir, config: Config) -> Config {
+    Config { resume_dir: Some(dir.path().to_owned()), ..config }
 }
 
 impl Drop for Bench {

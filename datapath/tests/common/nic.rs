@@ -261,8 +261,9 @@ impl Nic {
         frontend.set_vring_base(at, base).unwrap();
         frontend.set_vring_addr(at, &config).unwrap();
         frontend.set_vring_call(at, &rings[at].call).unwrap();
-        frontend.set_vring_kick(at, &rings[at].kick).unwrap();
+        // Before it is started, as QEMU does: what waits in a ring that is not enabled is discarded.
         frontend.set_vring_enable(at, true).unwrap();
+        frontend.set_vring_kick(at, &rings[at].kick).unwrap();
     }
 
     pub(crate) fn u16(&self, ring: usize, offset: u64) -> u16 {
@@ -492,6 +493,12 @@ impl Nic {
             assert_eq!(len, 0);
             self.rings[2 * pair + 1].free.push_back(head);
         }
+    }
+
+    /// Whether everything that was sent has come back.
+    pub(crate) fn is_reaped(&mut self, pair: usize) -> bool {
+        self.reap(pair);
+        self.rings[2 * pair + 1].free.len() == usize::from(TX_SIZE)
     }
 
     pub(crate) fn send(&mut self, frame: &[u8]) {
