@@ -23,6 +23,7 @@ macro_rules! on_both_layouts {
 mod control;
 mod documentation;
 mod flood;
+mod foreign;
 mod header;
 mod log;
 mod memory;

@@ -260,9 +260,23 @@ impl Scene {
         anyhow::bail!("no frame reached the good guest on the attacker's port")
     }
 
+    /// Waits until the attacker's port gives this reason.
+    pub(crate) fn said(&self, text: &str) -> anyhow::Result<()> {
+        wait::until(&format!("the reason {text:?}"), LIMIT, || {
+            let info = self.info();
+            info.is_ok_and(|info| info.reason.is_some_and(|reason| reason.contains(text)))
+        })
+        .with_context(|| format!("the port shows {:?}", self.info()))
+    }
+
+    /// The switch's process.
+    pub(crate) fn process(&mut self) -> anyhow::Result<u32> {
+        Ok(self.daemon.process()?.id())
+    }
+
     /// Memory of the switch's own, in KiB.
     pub(crate) fn resident(&mut self) -> anyhow::Result<u64> {
-        let id = self.daemon.process()?.id();
+        let id = self.process()?;
         let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
         let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
         let number = line.and_then(|line| line.split_whitespace().next());
@@ -271,7 +285,7 @@ impl Scene {
 
     /// Without the files of rings' positions, which stay as long as their port.
     fn open_descriptors(&mut self) -> anyhow::Result<usize> {
-        let id = self.daemon.process()?.id();
+        let id = self.process()?;
         let fds = std::fs::read_dir(format!("/proc/{id}/fd"))?;
         let others = fds.filter(|fd| {
             let link = fd.as_ref().ok().and_then(|fd| std::fs::read_link(fd.path()).ok());
