@@ -71,7 +71,7 @@ fn rings_tables_and_counters_go_on() {
 
 #[test]
 fn ages_of_addresses_go_on() {
-    let (mut bench, [mut a, mut b]) = talking();
+    let (mut bench, _nics) = talking::<2>();
     let heard = Instant::now();
     // Again and again: one that makes entries young would keep them so.
     let youngest =
@@ -208,7 +208,7 @@ fn nonsense_costs_one_port() {
         ("addr", serde_json::json!({"desc": 1_u64 << 40, "used": 0, "avail": 0, "log": null})),
     ];
     for (field, value) in changes {
-        let (mut bench, [mut a, mut b, mut c]) = talking();
+        let (mut bench, [a, mut b, mut c]) = talking();
         hand_over(&mut bench, |state| vring(state, 1, field, value.clone()));
         exchange(&mut b, &mut c, 0..20);
         if value != 32 {
