@@ -23,6 +23,7 @@ pub mod record;
 pub mod snapshot;
 pub mod streams;
 pub mod systemd;
+pub mod testpmd;
 pub mod topology;
 pub mod wait;
 

@@ -2,7 +2,6 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,8 +10,7 @@ use netns_tests::frontend::{Nic, Options, Probe, Report};
 use netns_tests::guest::qemu::Nic as Card;
 use netns_tests::guest::{Guest, Namespace, Qemu, Uml};
 use netns_tests::manager::ServiceManager;
-use netns_tests::process::Process;
-use netns_tests::record::run;
+use netns_tests::testpmd::Testpmd;
 use netns_tests::topology::INET;
 use netns_tests::{Daemon, Lab, Netns, wait};
 use rustix::net::{
@@ -282,46 +280,28 @@ fn guests_on_a_hub_socket_go_on() -> anyhow::Result<()> {
 #[test]
 fn dpdk_goes_on() -> anyhow::Result<()> {
     let _alone = alone();
-    for carrier in Carrier::BOTH {
+    let packed = ",packed_vq=1,mrg_rxbuf=1,in_order=1";
+    for (carrier, device) in [
+        (Carrier::Direct, ""),
+        (Carrier::Store, ""),
+        (Carrier::Direct, packed),
+        (Carrier::Store, packed),
+    ] {
         let mut world = world(carrier)?;
-        let dir = run().directory("testpmd");
-        let shown = dir.join("stdout");
-        let mut command = Command::new("dpdk-testpmd");
-        command.args([
-            "-l",
-            "0,1",
-            "--no-huge",
-            "--no-shconf",
-            "-m",
-            "256",
-            "--no-pci",
-            "--no-telemetry",
-        ]);
-        for (n, socket) in world.sockets.iter().enumerate() {
-            let mac = n + 1;
-            let socket = socket.display();
-            command
-                .arg(format!("--vdev=net_virtio_user{n},path={socket},mac=02:00:00:00:00:0{mac}"));
-        }
-        command
-            .args(["--", "--nb-cores=1", "--forward-mode=io", "--no-flush-rx"])
-            .args(["--total-num-mbufs=8192", "--tx-first", "--stats-period=1"])
-            .args(["--eth-peer=0,02:00:00:00:00:02", "--eth-peer=1,02:00:00:00:00:01"])
-            .stdin(Stdio::null())
-            .stdout(std::fs::File::create(&shown)?);
-        let mut process = Process::start("testpmd", command, &dir)?;
+        let sockets = world.sockets.each_ref().map(PathBuf::as_path);
+        let io = ["--forward-mode=io", "--tx-first"];
+        let mut testpmd = Testpmd::start(sockets, device, &io)?;
         let moved = |daemon: &Daemon| -> u64 {
             let stats = daemon.json::<api::PortStats>(&["port-stats", "first"]);
             stats.map_or(0, |stats| stats.rx_packets)
         };
         for round in 0..4 {
             let before = moved(&world.daemon);
-            let told = || std::fs::read_to_string(&shown).unwrap_or_default();
             wait::until("frames of testpmd", Duration::from_secs(60), || {
                 moved(&world.daemon) > before + 10_000
             })
-            .with_context(|| format!("{carrier:?}, round {round}: {}", told()))?;
-            process.check_alive()?;
+            .with_context(|| format!("{carrier:?}{device}, round {round}: {}", testpmd.shown()))?;
+            testpmd.check_alive()?;
             carrier.replace(&mut world.daemon)?;
         }
     }

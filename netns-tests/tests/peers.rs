@@ -1,48 +1,21 @@
 //! Frontends that are not Linux's: DPDK's `net_virtio_user`, and the bundled VMM's guest.
 
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use netns_tests::Lab;
 use netns_tests::guest::{Guest, Namespace, Uml, Vmm};
-use netns_tests::process::Process;
-use netns_tests::record::run;
+use netns_tests::testpmd::Testpmd;
+use netns_tests::{Lab, wait};
 
 const NETWORK: &str = "<network><name>lan</name><bridge name='lan0'/>\
     <ip address='10.4.0.1' netmask='255.255.255.0'>\
     <dhcp><range start='10.4.0.10' end='10.4.0.99'/></dhcp></ip></network>";
 
-/// testpmd with two ports that send to each other through the switch; prints its statistics at
-/// the end. Its memory is a memfd, so that no hugepages are needed.
-fn testpmd(first: &Path, second: &Path, extra: &str) -> anyhow::Result<String> {
-    let dir = run().directory("testpmd");
-    let mut command = Command::new("dpdk-testpmd");
-    command
-        .args(["-l", "0,1", "--no-huge", "--no-shconf", "-m", "256", "--no-pci", "--no-telemetry"])
-        .arg(format!(
-            "--vdev=net_virtio_user0,path={},mac=02:00:00:00:00:01{extra}",
-            first.display()
-        ))
-        .arg(format!(
-            "--vdev=net_virtio_user1,path={},mac=02:00:00:00:00:02{extra}",
-            second.display()
-        ))
-        .args([
-            "--",
-            "--nb-cores=1",
-            // Without pause, so that nothing hangs on the first frames.
-            "--forward-mode=flowgen",
-            "--no-flush-rx",
-            "--total-num-mbufs=8192",
-        ])
-        .args(["--eth-peer=0,02:00:00:00:00:02", "--eth-peer=1,02:00:00:00:00:01"])
-        .arg("--stats-period=1")
-        .stdin(Stdio::null())
-        .stdout(std::fs::File::create(dir.join("stdout"))?);
-    let process = Process::start("testpmd", command, &dir)?;
-    let mut shown = String::new();
+/// Runs testpmd until both its cards have received frames.
+fn testpmd(first: &Path, second: &Path, extra: &str) -> anyhow::Result<()> {
+    // Without pause, so that nothing hangs on the first frames.
+    let testpmd = Testpmd::start([first, second], extra, &["--forward-mode=flowgen"])?;
     let packets = |text: &str| {
         text.lines()
             .filter_map(|line| line.trim().strip_prefix("RX-packets:"))
@@ -51,14 +24,11 @@ fn testpmd(first: &Path, second: &Path, extra: &str) -> anyhow::Result<String> {
             .take(2)
             .collect::<Vec<_>>()
     };
-    let result = netns_tests::wait::until("frames on both ports", Duration::from_secs(60), || {
-        shown = std::fs::read_to_string(dir.join("stdout")).unwrap_or_default();
-        let seen = packets(&shown);
+    wait::until("frames on both ports", Duration::from_secs(60), || {
+        let seen = packets(&testpmd.shown());
         seen.len() == 2 && seen.iter().all(|packets| *packets > 10_000)
-    });
-    drop(process);
-    result.with_context(|| shown.clone())?;
-    Ok(shown)
+    })
+    .with_context(|| testpmd.shown())
 }
 
 #[test]
@@ -95,6 +65,34 @@ fn dpdk_is_connected_to_and_shares_a_hub_socket() -> anyhow::Result<()> {
     testpmd(&one, &two, ",server=1").context("server=1")?;
     let hub = lab.daemon.instance().hub_socket("lan");
     testpmd(&hub, &hub, "").context("on the hub socket")?;
+    Ok(())
+}
+
+/// It sets its rings up anew when it is connected to again, in the same place.
+#[test]
+fn dpdk_with_packed_rings_goes_on_after_a_kill() -> anyhow::Result<()> {
+    let mut lab = Lab::new()?;
+    lab.daemon.network("lan", NETWORK)?;
+    let paths = ["one", "two"].map(|name| lab.daemon.dir().join(name));
+    for (name, path) in ["one", "two"].iter().zip(&paths) {
+        lab.daemon.port("lan", name, &["--connect", &path.display().to_string()])?;
+    }
+    let device = ",server=1,packed_vq=1,mrg_rxbuf=1,in_order=0";
+    let flowgen = ["--forward-mode=flowgen"];
+    let mut testpmd = Testpmd::start(paths.each_ref().map(PathBuf::as_path), device, &flowgen)?;
+    for round in 0..4 {
+        for port in ["one", "two"] {
+            // More than the rings hold, since this daemon came.
+            wait::until("frames of testpmd", Duration::from_secs(60), || {
+                let stats = lab.daemon.json::<api::PortStats>(&["port-stats", port]);
+                stats.is_ok_and(|stats| stats.rx_packets.min(stats.tx_packets) > 10_000)
+            })
+            .with_context(|| format!("round {round}, port {port}: {}", testpmd.shown()))?;
+        }
+        testpmd.check_alive()?;
+        lab.daemon.kill()?;
+        lab.daemon.up()?;
+    }
     Ok(())
 }
 
