@@ -55,7 +55,9 @@ fn one(name: &str, options: &Options) -> anyhow::Result<()> {
     run.arg(format!("-artifact_prefix={}/{name}-", artifacts.display()));
     loud(&mut run)?;
     if options.keep {
-        loud(cargo_fuzz(name).args([&corpus, &grown]).args(["--", "-merge=1"]))?;
+        // By the code that they reach, not by how often: a few small files, which every test run replays.
+        let few = ["--", "-merge=1", "-use_counters=0", "-max_len=1024"];
+        loud(cargo_fuzz(name).args([&corpus, &grown]).args(few))?;
     }
     Ok(())
 }
