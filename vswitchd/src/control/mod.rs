@@ -7,6 +7,7 @@ mod body;
 mod events;
 mod instance;
 mod networks;
+mod object;
 mod openapi;
 mod ports;
 mod problem;

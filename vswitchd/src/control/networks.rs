@@ -3,17 +3,17 @@
 use api::{Autostart, FdbEntry, Lease, NetworkInfo, NetworkStats, Problem};
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, FromRequest, Path, Query, Request, State};
+use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, FromRequest, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use serde::Deserialize;
 
+use super::object::{Change, Object};
 use super::problem::Result;
 use super::revision::Expected;
 use super::{Context, body, run};
 
-type PathResult = std::result::Result<Path<String>, PathRejection>;
 type QueryResult<T> = std::result::Result<Query<T>, QueryRejection>;
 
 /// A definition's text, with its own limit in place of the router's.
@@ -84,12 +84,8 @@ pub(super) async fn define(
     responses((status = 200, body = NetworkInfo), (status = "4XX", body = Problem,
         content_type = "application/problem+json"))
 )]
-pub(super) async fn show(
-    State(context): State<Context>,
-    path: PathResult,
-) -> Result<Json<NetworkInfo>> {
-    let Path(network) = path?;
-    Ok(Json(context.manager.network(&network)?))
+pub(super) async fn show(object: Object) -> Result<Json<NetworkInfo>> {
+    Ok(Json(object.manager.network(&object.name)?))
 }
 
 /// Removes the definition; an active network becomes transient, an inactive one ceases to exist,
@@ -99,16 +95,10 @@ pub(super) async fn show(
     responses((status = 204), (status = "4XX", body = Problem,
         content_type = "application/problem+json"))
 )]
-pub(super) async fn undefine(
-    State(context): State<Context>,
-    path: PathResult,
-    expected: Expected,
-) -> Result<StatusCode> {
-    let Path(network) = path?;
-    let (manager, expected) = (context.manager, expected.revision()?);
+pub(super) async fn undefine(change: Change) -> Result<StatusCode> {
     run(async move {
-        let operation = manager.begin(expected).await?;
-        manager.undefine(&operation, &network).await
+        let operation = change.begin().await?;
+        change.manager.undefine(&operation, &change.name).await
     })
     .await?;
     Ok(StatusCode::NO_CONTENT)
@@ -129,13 +119,9 @@ pub(super) struct XmlQuery {
     responses((status = 200, body = String, content_type = "application/xml"),
         (status = "4XX", body = Problem, content_type = "application/problem+json"))
 )]
-pub(super) async fn xml(
-    State(context): State<Context>,
-    path: PathResult,
-    query: QueryResult<XmlQuery>,
-) -> Result<impl IntoResponse> {
-    let (Path(network), Query(query)) = (path?, query?);
-    let text = context.manager.xml(&network, query.inactive)?;
+pub(super) async fn xml(object: Object, query: QueryResult<XmlQuery>) -> Result<impl IntoResponse> {
+    let Query(query) = query?;
+    let text = object.manager.xml(&object.name, query.inactive)?;
     Ok(([(header::CONTENT_TYPE, "application/xml")], text))
 }
 
@@ -145,16 +131,10 @@ pub(super) async fn xml(
     responses((status = 200, body = NetworkInfo), (status = "4XX", body = Problem,
         content_type = "application/problem+json"))
 )]
-pub(super) async fn start(
-    State(context): State<Context>,
-    path: PathResult,
-    expected: Expected,
-) -> Result<Json<NetworkInfo>> {
-    let Path(network) = path?;
-    let (manager, expected) = (context.manager, expected.revision()?);
+pub(super) async fn start(change: Change) -> Result<Json<NetworkInfo>> {
     let info = run(async move {
-        let operation = manager.begin(expected).await?;
-        manager.start(&operation, &network).await
+        let operation = change.begin().await?;
+        change.manager.start(&operation, &change.name).await
     })
     .await?;
     Ok(Json(info))
@@ -167,16 +147,10 @@ pub(super) async fn start(
     responses((status = 204), (status = "4XX", body = Problem,
         content_type = "application/problem+json"))
 )]
-pub(super) async fn destroy(
-    State(context): State<Context>,
-    path: PathResult,
-    expected: Expected,
-) -> Result<StatusCode> {
-    let Path(network) = path?;
-    let (manager, expected) = (context.manager, expected.revision()?);
+pub(super) async fn destroy(change: Change) -> Result<StatusCode> {
     run(async move {
-        let operation = manager.begin(expected).await?;
-        manager.destroy(&operation, &network).await
+        let operation = change.begin().await?;
+        change.manager.destroy(&operation, &change.name).await
     })
     .await?;
     Ok(StatusCode::NO_CONTENT)
@@ -190,17 +164,13 @@ pub(super) async fn destroy(
         content_type = "application/problem+json"))
 )]
 pub(super) async fn autostart(
-    State(context): State<Context>,
-    path: PathResult,
-    expected: Expected,
+    change: Change,
     request: std::result::Result<Bytes, BytesRejection>,
 ) -> Result<Json<NetworkInfo>> {
-    let Path(network) = path?;
-    let (manager, expected) = (context.manager, expected.revision()?);
     let Autostart { autostart } = body::json(request)?;
     let info = run(async move {
-        let operation = manager.begin(expected).await?;
-        manager.set_autostart(&operation, &network, autostart).await
+        let operation = change.begin().await?;
+        change.manager.set_autostart(&operation, &change.name, autostart).await
     })
     .await?;
     Ok(Json(info))
@@ -212,12 +182,8 @@ pub(super) async fn autostart(
     responses((status = 200, body = Vec<Lease>), (status = "4XX", body = Problem,
         content_type = "application/problem+json"))
 )]
-pub(super) async fn leases(
-    State(context): State<Context>,
-    path: PathResult,
-) -> Result<Json<Vec<Lease>>> {
-    let Path(network) = path?;
-    Ok(Json(context.manager.leases(&network)?))
+pub(super) async fn leases(object: Object) -> Result<Json<Vec<Lease>>> {
+    Ok(Json(object.manager.leases(&object.name)?))
 }
 
 /// What DHCP and DNS have seen, done and dropped; nothing when the network is inactive.
@@ -226,12 +192,8 @@ pub(super) async fn leases(
     responses((status = 200, body = NetworkStats), (status = "4XX", body = Problem,
         content_type = "application/problem+json"))
 )]
-pub(super) async fn stats(
-    State(context): State<Context>,
-    path: PathResult,
-) -> Result<Json<NetworkStats>> {
-    let Path(network) = path?;
-    Ok(Json(context.manager.network_stats(&network)?))
+pub(super) async fn stats(object: Object) -> Result<Json<NetworkStats>> {
+    Ok(Json(object.manager.network_stats(&object.name)?))
 }
 
 /// The forwarding database; empty when the network is inactive.
@@ -240,10 +202,6 @@ pub(super) async fn stats(
     responses((status = 200, body = Vec<FdbEntry>), (status = "4XX", body = Problem,
         content_type = "application/problem+json"))
 )]
-pub(super) async fn fdb(
-    State(context): State<Context>,
-    path: PathResult,
-) -> Result<Json<Vec<FdbEntry>>> {
-    let Path(network) = path?;
-    Ok(Json(context.manager.fdb(&network)?))
+pub(super) async fn fdb(object: Object) -> Result<Json<Vec<FdbEntry>>> {
+    Ok(Json(object.manager.fdb(&object.name)?))
 }

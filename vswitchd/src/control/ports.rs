@@ -3,15 +3,13 @@
 use api::{PortAdd, PortInfo, PortSet, PortStats, Problem};
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::rejection::{BytesRejection, PathRejection};
-use axum::extract::{Path, State};
+use axum::extract::State;
+use axum::extract::rejection::BytesRejection;
 use axum::http::StatusCode;
 
+use super::object::{Change, Object};
 use super::problem::Result;
-use super::revision::Expected;
 use super::{Context, body, run};
-
-type PathResult = std::result::Result<Path<String>, PathRejection>;
 
 /// All ports, by name.
 #[utoipa::path(get, operation_id = "list_ports", path = "/v1/ports", responses((status = 200, body = Vec<PortInfo>)))]
@@ -25,12 +23,8 @@ pub(super) async fn list(State(context): State<Context>) -> Result<Json<Vec<Port
     responses((status = 200, body = Vec<PortInfo>), (status = "4XX", body = Problem,
         content_type = "application/problem+json"))
 )]
-pub(super) async fn list_of(
-    State(context): State<Context>,
-    path: PathResult,
-) -> Result<Json<Vec<PortInfo>>> {
-    let Path(network) = path?;
-    Ok(Json(context.manager.ports(Some(&network))?))
+pub(super) async fn list_of(object: Object) -> Result<Json<Vec<PortInfo>>> {
+    Ok(Json(object.manager.ports(Some(&object.name))?))
 }
 
 /// Adds a port. It comes up at once when the network is active, else with it.
@@ -41,17 +35,13 @@ pub(super) async fn list_of(
         content_type = "application/problem+json"))
 )]
 pub(super) async fn add(
-    State(context): State<Context>,
-    path: PathResult,
-    expected: Expected,
+    change: Change,
     request: std::result::Result<Bytes, BytesRejection>,
 ) -> Result<(StatusCode, Json<PortInfo>)> {
-    let Path(network) = path?;
-    let (manager, expected) = (context.manager, expected.revision()?);
     let request: PortAdd = body::json(request)?;
     let info = run(async move {
-        let operation = manager.begin(expected).await?;
-        manager.add_port(&operation, &network, request).await
+        let operation = change.begin().await?;
+        change.manager.add_port(&operation, &change.name, request).await
     })
     .await?;
     Ok((StatusCode::CREATED, Json(info)))
@@ -63,12 +53,8 @@ pub(super) async fn add(
     responses((status = 200, body = PortInfo), (status = "4XX", body = Problem,
         content_type = "application/problem+json"))
 )]
-pub(super) async fn show(
-    State(context): State<Context>,
-    path: PathResult,
-) -> Result<Json<PortInfo>> {
-    let Path(port) = path?;
-    Ok(Json(context.manager.port(&port)?))
+pub(super) async fn show(object: Object) -> Result<Json<PortInfo>> {
+    Ok(Json(object.manager.port(&object.name)?))
 }
 
 /// Changes a port's profile, also while frames flow; its state stays.
@@ -79,17 +65,13 @@ pub(super) async fn show(
         content_type = "application/problem+json"))
 )]
 pub(super) async fn set(
-    State(context): State<Context>,
-    path: PathResult,
-    expected: Expected,
+    change: Change,
     request: std::result::Result<Bytes, BytesRejection>,
 ) -> Result<Json<PortInfo>> {
-    let Path(port) = path?;
-    let (manager, expected) = (context.manager, expected.revision()?);
-    let change: PortSet = body::json(request)?;
+    let wanted: PortSet = body::json(request)?;
     let info = run(async move {
-        let operation = manager.begin(expected).await?;
-        manager.set_port(&operation, &port, change).await
+        let operation = change.begin().await?;
+        change.manager.set_port(&operation, &change.name, wanted).await
     })
     .await?;
     Ok(Json(info))
@@ -101,16 +83,10 @@ pub(super) async fn set(
     responses((status = 204), (status = "4XX", body = Problem,
         content_type = "application/problem+json"))
 )]
-pub(super) async fn delete(
-    State(context): State<Context>,
-    path: PathResult,
-    expected: Expected,
-) -> Result<StatusCode> {
-    let Path(port) = path?;
-    let (manager, expected) = (context.manager, expected.revision()?);
+pub(super) async fn delete(change: Change) -> Result<StatusCode> {
     run(async move {
-        let operation = manager.begin(expected).await?;
-        manager.delete_port(&operation, &port).await
+        let operation = change.begin().await?;
+        change.manager.delete_port(&operation, &change.name).await
     })
     .await?;
     Ok(StatusCode::NO_CONTENT)
@@ -122,10 +98,6 @@ pub(super) async fn delete(
     responses((status = 200, body = PortStats), (status = "4XX", body = Problem,
         content_type = "application/problem+json"))
 )]
-pub(super) async fn stats(
-    State(context): State<Context>,
-    path: PathResult,
-) -> Result<Json<PortStats>> {
-    let Path(port) = path?;
-    Ok(Json(context.manager.stats(&port)?))
+pub(super) async fn stats(object: Object) -> Result<Json<PortStats>> {
+    Ok(Json(object.manager.stats(&object.name)?))
 }
