@@ -250,38 +250,8 @@ pub(crate) struct PortAdd {
         value_parser = clap::value_parser!(u16).range(1..=128), help_heading = "Kind of port")]
     pub(crate) queues: u16,
 
-    /// User who owns the vhost-user socket [default: the daemon's configuration]
-    #[arg(
-        long,
-        value_name = "USER",
-        conflicts_with = "kind",
-        help_heading = "Access to the socket"
-    )]
-    pub(crate) socket_owner: Option<String>,
-    /// Group of the vhost-user socket [default: the daemon's configuration]
-    #[arg(
-        long,
-        value_name = "GROUP",
-        conflicts_with = "kind",
-        help_heading = "Access to the socket"
-    )]
-    pub(crate) socket_group: Option<String>,
-    /// Mode of the vhost-user socket, octal [default: the daemon's configuration, 0660]
-    #[arg(
-        long,
-        value_name = "MODE",
-        conflicts_with = "kind",
-        help_heading = "Access to the socket"
-    )]
-    pub(crate) socket_mode: Option<SocketMode>,
-    /// SELinux context of the vhost-user socket
-    #[arg(
-        long,
-        value_name = "CONTEXT",
-        conflicts_with = "kind",
-        help_heading = "Access to the socket"
-    )]
-    pub(crate) socket_context: Option<String>,
+    #[command(flatten, next_help_heading = "Access to the socket")]
+    pub(crate) access: SocketAccess,
 
     /// MAC address of the guest [default: a random one]
     #[arg(long, value_name = "MAC")]
@@ -291,6 +261,23 @@ pub(crate) struct PortAdd {
     pub(crate) uuid: Option<Uuid>,
     #[command(flatten)]
     pub(crate) profile: Profile,
+}
+
+/// Who may connect to a socket that is ours.
+#[derive(Args, Debug)]
+pub(crate) struct SocketAccess {
+    /// User who owns the vhost-user socket [default: the daemon's configuration]
+    #[arg(long, value_name = "USER", conflicts_with = "kind")]
+    pub(crate) socket_owner: Option<String>,
+    /// Group of the vhost-user socket [default: the daemon's configuration]
+    #[arg(long, value_name = "GROUP", conflicts_with = "kind")]
+    pub(crate) socket_group: Option<String>,
+    /// Mode of the vhost-user socket, octal [default: the daemon's configuration, 0660]
+    #[arg(long, value_name = "MODE", conflicts_with = "kind")]
+    pub(crate) socket_mode: Option<SocketMode>,
+    /// SELinux context of the vhost-user socket
+    #[arg(long, value_name = "CONTEXT", conflicts_with = "kind")]
+    pub(crate) socket_context: Option<String>,
 }
 
 /// How a port forwards.

@@ -47,10 +47,10 @@ fn request(options: cli::PortAdd) -> Result<api::PortAdd, Failure> {
         PortKind::Packet { ifname }
     } else {
         let access = SocketAccess {
-            owner: options.socket_owner,
-            group: options.socket_group,
-            mode: options.socket_mode,
-            selinux: options.socket_context,
+            owner: options.access.socket_owner,
+            group: options.access.socket_group,
+            mode: options.access.socket_mode,
+            selinux: options.access.socket_context,
         };
         // The daemon stands in another directory.
         let connect = options.connect.map(std::path::absolute).transpose().map_err(|error| {
