@@ -13,6 +13,7 @@ mod iperf;
 mod limit;
 mod load;
 mod ovs;
+mod paired;
 mod peer;
 mod plot;
 mod report;

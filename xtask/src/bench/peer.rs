@@ -7,9 +7,8 @@ use netns_tests::process::Process;
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
-use super::forwarder::Forwarder;
-use super::limit::Limit;
 use super::ovs::{self, Ovs};
+use super::paired::Paired;
 use super::vswitchd::{self, Vswitchd};
 
 /// The switches, in the order of the tables.
@@ -76,8 +75,7 @@ pub(super) struct Setup {
 pub(super) enum Peer {
     Vswitchd(Vswitchd),
     Ovs(Ovs),
-    Forwarder(Forwarder),
-    Limit(Limit),
+    Paired(Paired),
 }
 
 impl Peer {
@@ -88,8 +86,8 @@ impl Peer {
             Name::Vswitchd => Peer::Vswitchd(Vswitchd::start(programs, setup.ports)?),
             Name::OvsDpdk => Peer::Ovs(Ovs::start(setup, false)?),
             Name::OvsDpdkSleep => Peer::Ovs(Ovs::start(setup, true)?),
-            Name::Forwarder => Peer::Forwarder(Forwarder::start(setup.ports)?),
-            Name::Limit => Peer::Limit(Limit::start(programs, setup.ports)?),
+            Name::Forwarder => Peer::Paired(super::forwarder::start(setup.ports)?),
+            Name::Limit => Peer::Paired(super::limit::start(programs, setup.ports)?),
             Name::LinuxBridge => anyhow::bail!("a Linux bridge has no vhost-user ports"),
         })
     }
@@ -98,8 +96,7 @@ impl Peer {
         match self {
             Peer::Vswitchd(peer) => peer.sockets(),
             Peer::Ovs(peer) => peer.sockets(),
-            Peer::Forwarder(peer) => peer.sockets(),
-            Peer::Limit(peer) => peer.sockets(),
+            Peer::Paired(peer) => peer.sockets(),
         }
     }
 
@@ -113,8 +110,7 @@ impl Peer {
         match self {
             Peer::Vswitchd(peer) => peer.process(),
             Peer::Ovs(peer) => peer.process(),
-            Peer::Forwarder(peer) => peer.process(),
-            Peer::Limit(peer) => peer.process(),
+            Peer::Paired(peer) => peer.process(),
         }
     }
 
@@ -136,8 +132,7 @@ impl Peer {
         match self {
             Peer::Vswitchd(peer) => peer.stop(),
             Peer::Ovs(peer) => peer.stop(),
-            Peer::Forwarder(peer) => peer.stop(),
-            Peer::Limit(peer) => peer.stop(),
+            Peer::Paired(peer) => peer.stop(),
         }
     }
 }
