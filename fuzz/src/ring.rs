@@ -127,7 +127,6 @@ impl Device {
     /// False when the ring is broken.
     fn gather(&mut self, direction: Direction, limit: Limit, input: &mut Input<'_>) -> bool {
         let Self { guest, ring, buf, open, done, .. } = self;
-        let mark = ring.mark();
         let Ok(chains) = ring.gather(&guest.memory, direction, limit, buf) else { return false };
         assert!(chains.len() <= limit.chains.min(MAX_BURST));
         let before = done.len() + open.len();
@@ -159,7 +158,7 @@ impl Device {
         }
         let how = input.u8();
         if how & 0x80 != 0 {
-            ring.reset(mark);
+            ring.unread(chains.len());
             return true;
         }
         open.extend(new);

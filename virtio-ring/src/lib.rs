@@ -42,5 +42,5 @@ pub use log::{DirtyLog, LOG_PAGE};
 pub use mapping::MapError;
 pub use memory::GuestMemory;
 pub use region::{MappedRegion, MemoryError, RegionSpec};
-pub use ring::{Limit, Mark, Ring, RingConfig, RingError};
+pub use ring::{Limit, Ring, RingConfig, RingError};
 pub use slice::GuestSlice;

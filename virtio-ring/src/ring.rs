@@ -58,13 +58,6 @@ pub struct Limit {
     pub bytes: u64,
 }
 
-/// A position that [`Ring::reset`] returns to.
-#[derive(Clone, Copy, Debug)]
-pub struct Mark {
-    taken: u16,
-    pending: u16,
-}
-
 /// The device side of a ring.
 ///
 /// Chains are taken with [`gather`](Self::gather), completed in the order in which they were taken, and published together.
@@ -279,19 +272,6 @@ impl Ring {
             Layout::Split(ring) => ring.is_drained(self.taken),
             Layout::Packed(ring) => ring.is_drained(),
         }
-    }
-
-    #[must_use]
-    #[inline]
-    pub fn mark(&self) -> Mark {
-        Mark { taken: self.taken, pending: self.pending }
-    }
-
-    /// Undoes what was taken and completed since `mark`. Nothing may have been published in between.
-    #[inline]
-    pub fn reset(&mut self, mark: Mark) {
-        self.pending = mark.pending.min(self.pending);
-        self.keep(mark.taken.min(self.taken));
     }
 
     /// Forgets what was taken and completed since the last `publish`.

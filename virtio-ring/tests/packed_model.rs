@@ -273,12 +273,11 @@ impl Model {
             }
             Step::Undo { most } => {
                 let first = self.complete(most, 0, 0);
-                let mark = self.ring.mark();
                 self.complete(most, 1, first);
-                self.ring.reset(mark);
-                let second = self.complete(most, 0, first);
+                self.ring.rollback();
+                let keep = self.complete(most, 0, 0);
                 if most % 2 == 0 {
-                    self.publish(first + second);
+                    self.publish(keep);
                 } else {
                     self.ring.rollback();
                     assert!(!self.ring.publish());
