@@ -27,7 +27,7 @@ pub fn control_queue(data: &[u8]) {
             continue;
         }
         // A broken ring is taken out of service.
-        if queue.serve().is_err() {
+        if queue.serve(|_| ()).is_err() {
             return;
         }
         assert!((1..=PAIRS).contains(&queue.pairs()), "{} pairs", queue.pairs());

@@ -76,6 +76,18 @@ pub struct Flood<'a> {
     pub(crate) tagged_in: Option<Tci>,
 }
 
+impl Flood<'_> {
+    /// The outermost tag of a copy as it leaves.
+    #[must_use]
+    pub fn tag_out(&self, copy: Egress) -> Option<Tci> {
+        match copy.tag {
+            TagOp::Keep => self.tagged_in,
+            TagOp::Strip => None,
+            TagOp::Push(tci) | TagOp::Rewrite(tci) => Some(tci),
+        }
+    }
+}
+
 impl<'a> IntoIterator for Flood<'a> {
     type Item = Egress;
     type IntoIter = FloodIter<'a>;

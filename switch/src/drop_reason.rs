@@ -77,6 +77,8 @@ drop_reasons! {
     RxRingDown = "rx-ring-down",
     /// The receiving guest offered no more buffers, and none came during the retries.
     RxRingFull = "rx-ring-full",
+    /// The receiving guest's driver has not asked for such frames.
+    RxFiltered = "rx-filtered",
     /// The receiving guest's buffers cannot hold the frame.
     RxBufferTooSmall = "rx-buffer-too-small",
     /// Another worker held the receiver's ring for too long.

@@ -55,6 +55,11 @@ impl VidSet {
         }
     }
 
+    pub fn remove(&mut self, vid: Vid) {
+        let (word, bit) = Self::place(vid.value());
+        self.0[word] &= !bit;
+    }
+
     /// False for VLAN 0.
     #[must_use]
     #[inline]

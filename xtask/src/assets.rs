@@ -13,8 +13,8 @@ use anyhow::{Context, ensure};
 
 use crate::phase::quiet;
 
-/// Modules that a guest needs for its network card and IPv6, without their dependencies.
-const UML_MODULES: &[&str] = &["virtio_net", "ipv6"];
+/// Modules that a guest needs for its network card, IPv6, bridges and VLANs, without their dependencies.
+const UML_MODULES: &[&str] = &["virtio_net", "ipv6", "bridge", "8021q"];
 const QEMU_MODULES: &[&str] = &["virtio_ring", "virtio_pci", "virtio_net"];
 
 /// Directory of the assets; `netns-tests` finds them here too.

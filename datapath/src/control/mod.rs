@@ -230,7 +230,7 @@ impl Datapath {
                     return Err(Error::QueuePairs(queue_pairs));
                 }
                 let resume = self.resume_records(id, queue_pairs);
-                let vhost = Arc::new(VhostPort::new(queue_pairs, resume));
+                let vhost = Arc::new(VhostPort::new(queue_pairs, mac, resume));
                 new_vhost = Some((socket, Arc::clone(&vhost)));
                 Device::Vhost(vhost)
             }

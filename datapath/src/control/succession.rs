@@ -193,7 +193,7 @@ impl Datapath {
                     return Err(Error::QueuePairs(queue_pairs).into());
                 }
                 let resume = self.resume_records(id, queue_pairs);
-                let vhost = Arc::new(VhostPort::new(queue_pairs, resume));
+                let vhost = Arc::new(VhostPort::new(queue_pairs, mac, resume));
                 let offer = offer(mac, mtu, queue_pairs);
                 endpoint = Some(Thread::import(id, name.clone(), &vhost, offer, *state, fds)?);
                 Device::Vhost(vhost)

@@ -18,5 +18,5 @@ pub use fds::Fds;
 pub use state::State;
 pub(crate) use state::{
     AddrState, BridgeState, ConnectionState, EndpointState, FdbState, IoState, LogState,
-    OriginState, PortState, RegionState, VringState,
+    OriginState, PortState, RegionState, RxModesState, VringState,
 };

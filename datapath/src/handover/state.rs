@@ -12,6 +12,8 @@ use switch::{DropReason, Native, Role, Vid, VidSet, VlanMode};
 use uuid::Uuid;
 use wire::MacAddr;
 
+use crate::port::vhost_user::rx_filter::{MAX_ADDRESSES, RxModes};
+
 /// Bridges and ports of a datapath, with everything that guests would miss.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct State {
@@ -137,6 +139,9 @@ pub(crate) struct ConnectionState {
     pub(crate) vrings: Vec<VringState>,
     /// Queue pairs that the driver has chosen over the control queue.
     pub(crate) control_pairs: u16,
+    /// What it has said of the frames that it wants to receive.
+    #[serde(default)]
+    pub(crate) rx_modes: Option<RxModesState>,
     /// Rings are not to be built before the frontend has stopped one.
     pub(crate) broken: bool,
     /// The frontend has said something.
@@ -148,6 +153,22 @@ pub(crate) struct ConnectionState {
     pub(crate) unread_fds: Vec<u32>,
     /// Replies that the frontend has not taken.
     pub(crate) unsent: Vec<u8>,
+}
+
+/// See [`RxModes`]. Tables of addresses are absent when they had too many; `vlans` are ranges, both ends included.
+#[derive(Debug, Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "as the modes are")]
+pub(crate) struct RxModesState {
+    pub(crate) promiscuous: bool,
+    pub(crate) all_multicast: bool,
+    pub(crate) all_unicast: bool,
+    pub(crate) no_multicast: bool,
+    pub(crate) no_unicast: bool,
+    pub(crate) no_broadcast: bool,
+    pub(crate) mac: Option<MacAddr>,
+    pub(crate) unicast: Option<Vec<MacAddr>>,
+    pub(crate) multicast: Option<Vec<MacAddr>>,
+    pub(crate) vlans: Vec<(u16, u16)>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -226,6 +247,59 @@ impl From<&VlanMode> for VlanState {
     }
 }
 
+impl From<&RxModes> for RxModesState {
+    fn from(modes: &RxModes) -> Self {
+        let &RxModes {
+            promiscuous,
+            all_multicast,
+            all_unicast,
+            no_multicast,
+            no_unicast,
+            no_broadcast,
+            mac,
+            ref unicast,
+            ref multicast,
+            ref vlans,
+        } = modes;
+        Self {
+            promiscuous,
+            all_multicast,
+            all_unicast,
+            no_multicast,
+            no_unicast,
+            no_broadcast,
+            mac,
+            unicast: unicast.clone(),
+            multicast: multicast.clone(),
+            vlans: ranges(vlans.iter().map(Vid::value)),
+        }
+    }
+}
+
+impl RxModesState {
+    /// `None` when it names a VLAN that cannot be.
+    pub(crate) fn modes(self) -> Option<RxModes> {
+        let few = |table: &Vec<MacAddr>| table.len() <= MAX_ADDRESSES;
+        Some(RxModes {
+            promiscuous: self.promiscuous,
+            all_multicast: self.all_multicast,
+            all_unicast: self.all_unicast,
+            no_multicast: self.no_multicast,
+            no_unicast: self.no_unicast,
+            no_broadcast: self.no_broadcast,
+            mac: self.mac,
+            unicast: self.unicast.filter(few),
+            multicast: self.multicast.filter(few),
+            vlans: vids(&self.vlans)?,
+        })
+    }
+}
+
+/// The VLANs of ranges; `None` when one of them cannot be.
+fn vids(ranges: &[(u16, u16)]) -> Option<VidSet> {
+    ranges.iter().flat_map(|&(first, last)| first..=last).map(Vid::new).collect()
+}
+
 /// Numbers in ascending order as ranges.
 fn ranges(numbers: impl Iterator<Item = u16>) -> Vec<(u16, u16)> {
     let mut ranges: Vec<(u16, u16)> = Vec::new();
@@ -246,13 +320,12 @@ impl VlanState {
             Self::Trunk { native, native_tagged, allowed } => {
                 let native = native
                     .map(|vlan| Vid::new(vlan).map(|vlan| Native { vlan, tagged: *native_tagged }));
-                let allowed = allowed.iter().flat_map(|&(first, last)| first..=last).map(Vid::new);
                 VlanMode::Trunk {
                     native: match native {
                         Some(native) => Some(native?),
                         None => None,
                     },
-                    allowed: allowed.collect::<Option<VidSet>>()?,
+                    allowed: vids(allowed)?,
                 }
             }
         })

@@ -3,7 +3,7 @@
 use std::io;
 
 use rustix::io::Errno;
-use switch::{DecisionCache, DropReason, Egress, Verdict};
+use switch::{DecisionCache, DropReason, Egress, PortIndex, Tci, Verdict};
 use virtio_ring::{ChainBuf, ChainError, Chains, Cursor, Direction, Limit, MAX_BURST};
 use wire::{MacAddr, VirtioNetHdr};
 use zerocopy::FromBytes;
@@ -398,7 +398,9 @@ impl<'b> Forward<'_, 'b, '_> {
             }
             Verdict::Flood(flood) => {
                 for egress in flood {
-                    self.push(frame, len, egress);
+                    if self.is_wanted(egress.port, window, flood.tag_out(egress)) {
+                        self.push(frame, len, egress);
+                    }
                 }
             }
             Verdict::Trap(engine) => {
@@ -413,6 +415,19 @@ impl<'b> Forward<'_, 'b, '_> {
             }
             Verdict::Drop(reason) => counters.drop(reason, 1),
         }
+    }
+
+    /// Whether the guest behind a port wants its copy of a frame that goes to several.
+    fn is_wanted(&self, port: PortIndex, window: &[u8], tag: Option<Tci>) -> bool {
+        let Some(port) = self.context.snapshot.port(port) else { return true };
+        let (Device::Vhost(vhost), Some(&to)) = (&port.device, window.first_chunk()) else {
+            return true;
+        };
+        let wanted = vhost.wants(MacAddr(to), tag);
+        if !wanted {
+            port.counters[self.context.worker].drop(DropReason::RxFiltered, 1);
+        }
+        wanted
     }
 }
 

@@ -33,6 +33,8 @@ pub(crate) const CSUM: u64 = 1 << 0;
 pub(crate) const GUEST_CSUM: u64 = 1 << 1;
 pub(crate) const GUEST_TSO4: u64 = 1 << 7;
 pub(crate) const HOST_TSO4: u64 = 1 << 11;
+pub(crate) const MAC: u64 = 1 << 5;
+pub(crate) const CTRL_VQ: u64 = 1 << 17;
 pub(crate) const MQ: u64 = 1 << 22;
 pub(crate) const PROTOCOL: u64 = 1 << 30;
 
@@ -87,6 +89,11 @@ impl Options {
             adopt: None,
         }
     }
+
+    /// With the control queue, which is the third ring of a card with one pair (virtio 1.3 §5.1.2).
+    fn rings(&self) -> usize {
+        self.pairs * 2 + usize::from(self.features & CTRL_VQ != 0)
+    }
 }
 
 impl Clone for Ring {
@@ -128,13 +135,12 @@ pub(crate) struct Nic {
 
 impl Nic {
     pub(crate) fn connect(path: &Path, options: &Options) -> Self {
-        let count = options.pairs * 2;
-        let frontend = Frontend::connect(path, count as u64).unwrap();
+        let frontend = Frontend::connect(path, options.rings() as u64).unwrap();
         Self::negotiate(frontend, options)
     }
 
     pub(crate) fn negotiate(mut frontend: Frontend, options: &Options) -> Self {
-        let count = options.pairs * 2;
+        let count = options.rings();
         frontend.set_owner().unwrap();
         let offered = frontend.get_features().unwrap();
         let mq = if options.pairs > 1 { MQ } else { 0 };
@@ -549,6 +555,23 @@ impl Nic {
             self.set_desc(base, slot, table, len, F_INDIRECT, 0);
         }
         self.offer(at, slot);
+    }
+
+    /// Sends a command on the control queue (virtio 1.3 §5.1.6.5). True when the device has done it.
+    pub(crate) fn control(&mut self, class: u8, command: u8, data: &[u8]) -> bool {
+        const AT: usize = 2;
+        let base = self.rings[AT].base;
+        let (request, answer) = (base + BUFFERS, base + BUFFERS + TX_BUFFER);
+        let bytes = [&[class, command], data].concat();
+        self.memory.write_slice(&bytes, GuestAddress(request)).unwrap();
+        self.memory.write_slice(&[0xff], GuestAddress(answer)).unwrap();
+        self.set_desc(base, 0, request, u32::try_from(bytes.len()).unwrap(), F_NEXT, 1);
+        self.set_desc(base, 1, answer, 1, F_WRITE, 0);
+        self.offer(AT, 0);
+        assert_eq!(self.wait(AT).expect("the device answers"), (0, 1));
+        let mut ack = [0];
+        self.memory.read_slice(&mut ack, GuestAddress(answer)).unwrap();
+        ack == [0]
     }
 
     pub(crate) fn recv(&mut self) -> Option<(VirtioNetHdr, Vec<u8>)> {

@@ -32,6 +32,8 @@ const FEATURES: u64 = virtio::F_VERSION_1
     | virtio::NET_F_GUEST_USO6
     | virtio::NET_F_CTRL_VQ
     | virtio::NET_F_CTRL_RX
+    | virtio::NET_F_CTRL_VLAN
+    | virtio::NET_F_CTRL_RX_EXTRA
     | virtio::NET_F_CTRL_MAC_ADDR
     | virtio::NET_F_GUEST_ANNOUNCE
     | virtio::NET_F_MQ

@@ -19,6 +19,7 @@ use super::config_space::header_len;
 use super::control_queue::ControlQueue;
 use super::logging::{Logging, Need};
 use super::queue::{Live, Queue, TxSetup, VhostPort};
+use super::rx_filter::RxModes;
 use crate::offload::OffloadSet;
 
 /// How long a worker's burst is waited for before the thread goes on with other ports.
@@ -103,7 +104,7 @@ impl DeviceState {
         &mut self,
         told: &Told,
         positions: &[RingPosition],
-        control_pairs: u16,
+        said: Option<(u16, RxModes)>,
         broken: bool,
     ) -> Result<(), DeviceError> {
         self.built.resize(told.vrings.len(), None);
@@ -118,8 +119,9 @@ impl DeviceState {
             Ok(synced) => synced?,
             Err(Busy) => unreachable!("nobody else knows the rings yet"),
         }
-        if let Some(control) = &mut self.control {
-            control.pairs = control_pairs.clamp(1, control.max_pairs());
+        if let (Some(control), Some((pairs, modes))) = (&mut self.control, said) {
+            control.pairs = pairs.clamp(1, control.max_pairs());
+            control.modes = modes;
         }
         self.activate(told);
         Ok(())
@@ -141,10 +143,6 @@ impl DeviceState {
         (0..rings).map(position).collect()
     }
 
-    pub(super) fn control_pairs(&self) -> u16 {
-        self.control.as_ref().map_or(1, |control| control.pairs)
-    }
-
     pub(super) fn is_broken(&self) -> bool {
         self.broken
     }
@@ -163,8 +161,15 @@ impl DeviceState {
         self.generation
     }
 
-    pub(super) fn control(&mut self) -> Option<&mut ControlQueue> {
-        self.control.as_mut()
+    pub(super) fn control(&self) -> Option<&ControlQueue> {
+        self.control.as_ref()
+    }
+
+    /// Answers requests on the control queue; see [`ControlQueue::serve`].
+    pub(super) fn serve_control(&mut self, told: &Told) -> Result<bool, RingError> {
+        let Some(control) = &mut self.control else { return Ok(false) };
+        let (vhost, features) = (&self.vhost, told.features);
+        control.serve(|control| vhost.set_rx_modes(Some(&control.modes), features))
     }
 
     /// Whether the workers have to be told of a change since the last time.
@@ -460,7 +465,7 @@ impl DeviceState {
         let before = self.control.take();
         self.control_at = at;
         let unchanged = self.built[at].as_ref().is_some_and(|built| built.config == config);
-        let pairs = before.as_ref().map_or(1, |control| control.pairs);
+        let said = before.as_ref().map(|control| (control.pairs, control.modes.clone()));
         let ring = match before {
             Some(control) if unchanged && Arc::ptr_eq(&control.memory, memory) => Ok(control.ring),
             Some(control) => control.ring.rebuild(memory, &config),
@@ -473,7 +478,9 @@ impl DeviceState {
         let kick = vring.and_then(|vring| vring.kick.clone());
         let max_pairs = u16::try_from(told.vrings.len() / 2).unwrap_or(1);
         let mut control = ControlQueue::new(ring, Arc::clone(memory), max_pairs);
-        control.pairs = pairs;
+        if let Some((pairs, modes)) = said {
+            (control.pairs, control.modes) = (pairs, modes);
+        }
         control.call = call;
         control.log = log;
         control.kick.clone_from(&kick);
@@ -522,6 +529,8 @@ impl DeviceState {
         let active = u16::try_from(active).unwrap_or(0);
         let chosen = self.control.as_ref().map_or(u16::MAX, |control| control.pairs);
         self.vhost.set_rx_active(active.min(chosen));
+        let modes = self.control.as_ref().map(|control| &control.modes);
+        self.vhost.set_rx_modes(modes, told.features);
         let setup = (0..self.vhost.pairs()).filter_map(|pair| {
             let built = self.built.get(2 * pair + 1)?.as_ref()?;
             (Some(2 * pair + 1) != control).then(|| TxSetup {

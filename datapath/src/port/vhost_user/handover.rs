@@ -19,7 +19,8 @@ use super::origin::Origin;
 use super::queue::VhostPort;
 use super::thread::{CONNECTION, Endpoint, Thread};
 use crate::handover::{
-    AddrState, ConnectionState, EndpointState, Fds, LogState, OriginState, RegionState, VringState,
+    AddrState, ConnectionState, EndpointState, Fds, LogState, OriginState, RegionState,
+    RxModesState, VringState,
 };
 
 /// Why a connection cannot be taken over.
@@ -174,7 +175,8 @@ fn export_connection(connection: &Connection, fds: &mut Fds) -> io::Result<Conne
         regions,
         log,
         vrings,
-        control_pairs: device.control_pairs(),
+        control_pairs: device.control().map_or(1, |control| control.pairs),
+        rx_modes: device.control().map(|control| RxModesState::from(&control.modes)),
         broken: device.is_broken(),
         heard: connection.heard,
         refusal: connection.refusal.clone(),
@@ -238,7 +240,9 @@ fn import_connection(
     let handover = Handover { device: told, unread, unread_fds, unsent };
     let session = Session::import(endpoint.offer.clone(), handover)?;
     let mut device = DeviceState::new(Arc::clone(&endpoint.vhost), 0);
-    device.import(session.device(), &positions, state.control_pairs, state.broken)?;
+    let modes = state.rx_modes.and_then(RxModesState::modes).unwrap_or_default();
+    let said = Some((state.control_pairs, modes));
+    device.import(session.device(), &positions, said, state.broken)?;
     Ok(Connection::import(stream, session, device, state.heard, state.refusal))
 }
 

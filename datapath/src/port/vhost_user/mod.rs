@@ -20,6 +20,7 @@ mod origin;
 mod quarantine;
 pub(crate) mod queue;
 pub(crate) mod resume;
+pub(crate) mod rx_filter;
 pub(crate) mod thread;
 
 pub(crate) use config_space::offer;

@@ -4,12 +4,15 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
+use arc_swap::ArcSwapOption;
+use switch::Tci;
 use virtio_ring::{DirtyLog, GuestMemory, Ring};
 use wire::MacAddr;
 
 pub(crate) use super::call::Call;
 use super::quarantine::Quarantine;
 use super::resume::ResumeRecords;
+use super::rx_filter::{RxFilter, RxModes};
 use crate::balance::Duty;
 use crate::offload::OffloadSet;
 
@@ -82,11 +85,15 @@ pub(crate) struct VhostPort {
     /// A guest that the workers have to announce: its address, above that a one. 0 when there is none.
     announcement: AtomicU64,
     quarantine: Quarantine,
+    /// The address in the device's configuration; zero when there is none.
+    mac: MacAddr,
+    /// What the guest wants of frames that go to several ports; `None`: all of them.
+    rx_filter: ArcSwapOption<RxFilter>,
     pub(crate) resume: ResumeRecords,
 }
 
 impl VhostPort {
-    pub(crate) fn new(pairs: u16, resume: ResumeRecords) -> Self {
+    pub(crate) fn new(pairs: u16, mac: MacAddr, resume: ResumeRecords) -> Self {
         let queues = || (0..pairs).map(|_| Queue::default()).collect();
         Self {
             rx: queues(),
@@ -96,6 +103,8 @@ impl VhostPort {
             duties: Duty::of(usize::from(pairs)),
             announcement: AtomicU64::new(0),
             quarantine: Quarantine::default(),
+            mac,
+            rx_filter: ArcSwapOption::empty(),
             resume,
         }
     }
@@ -121,6 +130,18 @@ impl VhostPort {
 
     pub(crate) fn set_rx_active(&self, pairs: u16) {
         self.rx_active.store(pairs, Ordering::Relaxed);
+    }
+
+    /// Whether the guest wants a frame for `to` that goes to several ports; see [`RxFilter::passes`].
+    #[inline]
+    pub(crate) fn wants(&self, to: MacAddr, tag: Option<Tci>) -> bool {
+        self.rx_filter.load().as_ref().is_none_or(|filter| filter.passes(to, tag))
+    }
+
+    /// From here on the guest gets what its driver, with these features, wants.
+    pub(super) fn set_rx_modes(&self, modes: Option<&RxModes>, features: u64) {
+        let filter = modes.and_then(|modes| modes.filter(features, self.mac));
+        self.rx_filter.store(filter.map(Arc::new));
     }
 
     pub(crate) fn tx_setup(&self) -> Vec<TxSetup> {

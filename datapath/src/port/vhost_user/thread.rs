@@ -347,14 +347,13 @@ impl Thread {
     fn serve_control(&mut self, key: u64) {
         let Some(endpoint) = self.endpoints.get_mut(&key) else { return };
         let Some(connection) = &mut endpoint.connection else { return };
-        let Some(control) = connection.device.control() else { return };
         // A driver that always has more waits for the next event of its own.
         let mut more = Ok(true);
         for _ in 0..16 {
             if !matches!(more, Ok(true)) {
                 break;
             }
-            more = control.serve();
+            more = connection.device.serve_control(connection.session.device());
         }
         match more {
             Ok(_) => connection.device.activate(connection.session.device()),
