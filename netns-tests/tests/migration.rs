@@ -56,6 +56,14 @@ fn alone() -> MutexGuard<'static, ()> {
     STAGE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Waits for so many answers more.
+fn answered(pinger: &Pinger, more: u32) -> anyhow::Result<()> {
+    let before = pinger.received();
+    wait::until("answers of the guest", Duration::from_secs(60), || {
+        pinger.received() >= before + more
+    })
+}
+
 /// Moves a guest from `one` to `two` while a peer behind `one` talks with it.
 fn migrate(one: &Daemon, two: &Daemon, announcer: Announcer) -> anyhow::Result<()> {
     let same = std::ptr::eq(one, two);
@@ -78,13 +86,13 @@ fn migrate(one: &Daemon, two: &Daemon, announcer: Announcer) -> anyhow::Result<(
     let ping = || Pinger::start(peer.netns(), GUEST, Duration::from_millis(10));
     // What the machine's own hesitation comes to.
     let before = ping()?;
-    std::thread::sleep(Duration::from_secs(5));
+    answered(&before, 400)?;
     let before = before.finish()?;
     let pinger = ping()?;
     let start = Instant::now();
-    std::thread::sleep(Duration::from_secs(1));
+    answered(&pinger, 50)?;
     let migration = source.migrate(&mut destination)?;
-    wait::until("an announcement of the guest's new place", Duration::from_secs(20), || {
+    wait::until("an announcement of the guest's new place", Duration::from_secs(60), || {
         announcements.frames().iter().any(|frame| is_announcement(frame, announcer))
     })?;
     wait::until("the switches to learn where the guest is", Duration::from_secs(10), || {
@@ -92,7 +100,7 @@ fn migrate(one: &Daemon, two: &Daemon, announcer: Announcer) -> anyhow::Result<(
         place(one).is_ok_and(|port| port == here)
             && place(two).is_ok_and(|port| port == "destination")
     })?;
-    std::thread::sleep(Duration::from_secs(2));
+    answered(&pinger, 100)?;
     let report = pinger.finish()?;
     let took = start.elapsed();
     let [down, up] = load.finish(&mut destination)?;

@@ -28,8 +28,15 @@ fn send(from: &mut dyn Guest, to: &mut dyn Guest, address: &str) -> anyhow::Resu
     // The receiver's own input stays open: at its end BusyBox's nc would hang up.
     to.run(&format!(
         "(sleep 60 | busybox nc -l -p 5000 | {{ md5sum >/tmp/sum; mv /tmp/sum /tmp/sum.{name}; }}) \
-         >/dev/null 2>&1 & sleep 0.5"
+         >/dev/null 2>&1 &"
     ))?;
+    // Port and state as the kernel prints them: 5000, LISTEN.
+    let listening = "grep -q ':1388 .* 0A ' /proc/net/tcp /proc/net/tcp6";
+    let ran = to.sh(
+        &format!("for n in $(seq 100); do {listening} && exit 0; sleep 0.1; done; exit 1"),
+        LIMIT,
+    )?;
+    ensure!(ran.ok(), "{name} does not listen: {}", ran.text);
     let sent = from.sh(&format!("{MAKE} | tee /dev/null | md5sum"), LIMIT)?.text;
     let ran = from.sh(&format!("{MAKE} | busybox nc -w 20 {address} 5000"), LIMIT)?;
     ensure!(ran.ok(), "{} to {}: {}", from.name(), to.name(), ran.text);
