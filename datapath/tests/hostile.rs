@@ -17,6 +17,7 @@ common::packed::on_both_layouts! {
     two_ports_on_the_same_memory_only_hurt_each_other
 }
 
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::nic::GUEST_BASE;
@@ -201,6 +202,16 @@ fn a_head_outside_the_table_is_quarantined() {
     a.attacker.offer(1, 64);
     a.expect_quarantine("avail entry 64");
     a.finish_with_a_new_frontend();
+}
+
+/// One is served while the others wait, and then all have ended.
+#[test]
+fn connections_that_end_while_they_wait_are_passed_over() {
+    let bench = Bench::new(1);
+    let waiting: Vec<_> =
+        (0..600).map(|_| UnixStream::connect(bench.path(0)).expect("room to wait")).collect();
+    drop(waiting);
+    bench.nic(0, &Options::new(mac(0)));
 }
 
 fn a_quarantined_guest_that_is_reset_starts_clean_on_the_same_connection() {

@@ -20,7 +20,8 @@ const SILENCE: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 impl Thread {
-    /// The port is without a connection: sees to it that it gets one.
+    /// The port is without a connection: sees to it that it gets one. Who waits in a listener's queue is taken when epoll
+    /// says so: a queue full of connections that have ended already is not gone through from call to call.
     pub(super) fn await_frontend(&mut self, key: u64) {
         let Some(endpoint) = self.endpoints.get_mut(&key) else { return };
         let failed = match &mut endpoint.origin {
@@ -40,9 +41,7 @@ impl Thread {
         if let Some(reason) = failed {
             warn!(port = endpoint.name, reason, "no frontend can be served");
             self.status.set(endpoint.id, PortState::Gone, Some(reason));
-            return;
         }
-        self.accept(key);
     }
 
     /// Wants no connection from there, for now.
