@@ -132,7 +132,9 @@ impl Scene {
         };
         found?;
         // What the attack did to the switch may show only after it.
-        self.probe.run(100, LIMIT)?;
+        self.probe.run(100, LIMIT).with_context(|| {
+            format!("after {name}; the probe's ports: {:#?}", Scene::probe_ports(&self.daemon))
+        })?;
         self.attacks.push((name.to_owned(), start..self.probe.sent()));
         Ok(())
     }
@@ -157,10 +159,7 @@ impl Scene {
              sender held back for {:?}",
             report.sent, report.slowest, report.blind, report.fewest_free, report.held_back
         );
-        let drops: [PortStats; 2] = [
-            self.daemon.json(&["port-stats", "first"])?,
-            self.daemon.json(&["port-stats", "second"])?,
-        ];
+        let drops = Scene::probe_ports(&self.daemon);
         ensure!(
             lost.is_empty(),
             "{} of {} frames lost, by {}: {lost:?}\nthe probe's ports: {drops:?}",
@@ -226,6 +225,14 @@ impl Scene {
 
     fn stats(&self) -> anyhow::Result<PortStats> {
         self.daemon.json(&["port-stats", "evil"])
+    }
+
+    /// What the ports of the probe's sender and receiver say.
+    fn probe_ports(daemon: &Daemon) -> [anyhow::Result<(PortInfo, PortStats)>; 2] {
+        ["first", "second"].map(|port| {
+            let info = daemon.json(&["port-info", port])?;
+            Ok((info, daemon.json(&["port-stats", port])?))
+        })
     }
 
     fn wait_for(
