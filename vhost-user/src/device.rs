@@ -131,22 +131,6 @@ impl Device {
             Some(2)
         }
     }
-
-    /// Region that holds all of `len` bytes from frontend address `user_addr`, and the offset in it.
-    #[must_use]
-    pub fn find_user(&self, user_addr: u64, len: u64) -> Option<(&Region, u64)> {
-        self.regions.iter().find_map(|region| {
-            within(region.user_addr, region.size, user_addr, len).map(|offset| (region, offset))
-        })
-    }
-
-    /// Region that holds all of `len` bytes from guest address `guest_addr`, and the offset in it.
-    #[must_use]
-    pub fn find_guest(&self, guest_addr: u64, len: u64) -> Option<(&Region, u64)> {
-        self.regions.iter().find_map(|region| {
-            within(region.guest_addr, region.size, guest_addr, len).map(|offset| (region, offset))
-        })
-    }
 }
 
 impl Log {
@@ -176,10 +160,4 @@ impl Vring {
         self.started = false;
         self.kick = None;
     }
-}
-
-fn within(start: u64, size: u64, addr: u64, len: u64) -> Option<u64> {
-    let offset = addr.checked_sub(start)?;
-    let end = offset.checked_add(len)?;
-    (end <= size).then_some(offset)
 }

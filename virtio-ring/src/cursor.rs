@@ -19,12 +19,6 @@ impl<'b, 'm> Cursor<'b, 'm> {
         }
     }
 
-    /// Bytes left.
-    #[must_use]
-    pub fn remaining(&self) -> usize {
-        self.rest.iter().fold(self.current.len(), |sum, slice| sum.saturating_add(slice.len()))
-    }
-
     /// The rest as slices: what is left of the current one, and those behind it.
     #[must_use]
     pub fn parts(&self) -> (GuestSlice<'m>, &'b [GuestSlice<'m>]) {

@@ -159,8 +159,8 @@ fn readable_and_writable_parts_are_told_apart() {
     s.driver.publish();
     let chains = s.ring.gather(&s.memory, Direction::Both, ALL, &mut s.buf).unwrap();
     let (request, answer) = chains.split(&chains.chain(0));
-    assert_eq!(Cursor::new(request).remaining(), 32);
-    assert_eq!(Cursor::new(answer).remaining(), 1);
+    assert_eq!(Cursor::new(request).skip(usize::MAX), 32);
+    assert_eq!(Cursor::new(answer).skip(usize::MAX), 1);
 }
 
 #[test]

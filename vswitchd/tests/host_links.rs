@@ -439,10 +439,9 @@ fn a_tap_becomes_a_port_of_a_bridge() {
         assert!(run("ip link show dev vnl0").contains("master br0"));
         let error = host.enslave("vnl0", "br1").await.unwrap_err();
         assert!(matches!(&error, Error::NoSuchInterface { name } if name == "br1"), "{error:?}");
-        host.set_mtu("vnl0", 1280).await.unwrap();
         host.set_up("vnl0", false).await.unwrap();
         let shown = run("ip link show dev vnl0");
-        assert!(shown.contains("mtu 1280") && !shown.contains(",UP"), "{shown}");
+        assert!(!shown.contains(",UP"), "{shown}");
     });
 }
 

@@ -165,17 +165,3 @@ fn a_region_that_cannot_be_mapped_is_forgotten() {
     assert_eq!(peer.session.device().regions.len(), 1);
     assert!(is_closed(&write));
 }
-
-#[test]
-fn addresses_are_found_whole_or_not_at_all() {
-    let mut peer = Peer::negotiated();
-    set(&mut peer, &[[0, MIB, USER, 0], [MIB, MIB, USER + 2 * MIB, MIB]]).unwrap();
-    let device = peer.session.device();
-    let (region, offset) = device.find_guest(MIB + 5, MIB - 5).unwrap();
-    assert_eq!((region.user_addr, offset), (USER + 2 * MIB, 5));
-    assert!(device.find_guest(MIB - 1, 2).is_none(), "crosses two regions");
-    assert!(device.find_guest(2 * MIB, 1).is_none());
-    assert!(device.find_guest(1, u64::MAX).is_none());
-    assert!(device.find_user(USER + MIB, 1).is_none());
-    assert_eq!(device.find_user(USER + 2 * MIB, MIB).unwrap().1, 0);
-}

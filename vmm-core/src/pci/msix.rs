@@ -42,12 +42,6 @@ impl Msix {
         u16::try_from(self.entries.len()).expect("at most 2048 by construction")
     }
 
-    /// Bytes of the table.
-    #[must_use]
-    pub fn table_size(&self) -> usize {
-        self.entries.len() * ENTRY
-    }
-
     /// Takes the message control word of the capability.
     pub fn set_control(&mut self, control: u16) {
         self.enabled = control & CONTROL_ENABLE != 0;

@@ -168,17 +168,6 @@ impl Host {
         .await
     }
 
-    /// Sets the MTU of an interface, in bytes.
-    ///
-    /// # Errors
-    /// When it does not exist or the kernel refuses the size.
-    pub async fn set_mtu(&self, ifname: &str, mtu: u32) -> Result<()> {
-        self.change(ifname, "set the MTU of", move |index| {
-            LinkUnspec::new_with_index(index).mtu(mtu).build()
-        })
-        .await
-    }
-
     async fn change(
         &self,
         ifname: &str,
