@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat};
 use rustix::net::{SendFlags, send};
 
@@ -33,14 +34,15 @@ impl Call {
         Ok(Self { fd: Arc::clone(fd), socket: kind == Kind::Socket })
     }
 
-    /// Ends a write that hangs: the counter is emptied, and the descriptor made non-blocking again.
-    pub(super) fn unblock(&self) {
-        if let Ok(flags) = fcntl_getfl(&self.fd) {
+    /// Ends a write that hangs, if one can: the counter is full. It is emptied, and the descriptor made non-blocking again.
+    pub(super) fn unblock(&self) -> bool {
+        let mut place = [PollFd::new(&*self.fd, PollFlags::OUT)];
+        let full = !self.socket && matches!(poll(&mut place, Some(&Timespec::default())), Ok(0));
+        if full && let Ok(flags) = fcntl_getfl(&self.fd) {
             let _ = fcntl_setfl(&self.fd, flags | OFlags::NONBLOCK);
-            if !self.socket {
-                let _ = rustix::io::read(&self.fd, &mut [0; 8]);
-            }
+            let _ = rustix::io::read(&self.fd, &mut [0; 8]);
         }
+        full
     }
 
     /// Full means that the driver has been told already, and other errors are its own.
@@ -105,6 +107,19 @@ mod tests {
         }
         drop(theirs);
         call.signal();
+    }
+
+    #[test]
+    fn only_a_full_eventfd_can_hold_a_writer() {
+        let fd = Arc::new(eventfd(7, EventfdFlags::CLOEXEC).unwrap());
+        let call = Call::new(&fd).unwrap();
+        assert!(!call.unblock());
+        let mut value = [0; 8];
+        rustix::io::read(&fd, &mut value).unwrap();
+        assert_eq!(u64::from_ne_bytes(value), 7, "signals of a good driver were taken away");
+        rustix::io::write(&fd, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+        assert!(call.unblock());
+        assert!(!call.unblock());
     }
 
     #[test]

@@ -274,13 +274,10 @@ impl DeviceState {
         Ok(())
     }
 
-    /// Frees workers that hang in a call descriptor of this device.
-    pub(super) fn unblock(told: &Told) {
-        for call in told.vrings.iter().filter_map(|vring| vring.call.as_ref()) {
-            if let Ok(call) = Call::new(call) {
-                call.unblock();
-            }
-        }
+    /// Frees workers that hang in a call descriptor of this device. False when none can hang.
+    pub(super) fn unblock(told: &Told) -> bool {
+        let calls = told.vrings.iter().filter_map(|vring| Call::new(vring.call.as_ref()?).ok());
+        calls.fold(false, |full, call| call.unblock() | full)
     }
 
     /// A worker has put the port into quarantine: takes its rings away until the frontend begins anew.
@@ -391,6 +388,8 @@ impl DeviceState {
         };
         // With the last ring of old memory the memory is unmapped: after the lock is free again.
         let mut old = None;
+        // A worker may hang in the call descriptor that nobody knows from now on.
+        let replaced = guard.as_ref().and_then(|live| live.call.clone());
         match ring {
             Some(Ok(mut ring)) => {
                 ring.set_log(log.as_ref(), addr.log);
@@ -423,6 +422,9 @@ impl DeviceState {
         let call = guard.as_ref().filter(missed).and_then(|live| live.call.clone());
         drop(guard);
         drop(old);
+        if let Some(replaced) = replaced {
+            replaced.unblock();
+        }
         if let Some(call) = call {
             call.signal();
         }

@@ -388,7 +388,7 @@ impl Thread {
         self.status.put(endpoint.id, PortStatus { state, reason, features, queue_pairs });
     }
 
-    /// A worker that writes the same signal at two ticks hangs: the frontend has made its call descriptor block.
+    /// A worker that writes the same signal at two ticks may hang: the frontend has filled its call descriptor and made it block.
     fn free_workers(&mut self) {
         let signals: Vec<_> = self.shared.signalling().collect();
         for (worker, (signal, port)) in signals.into_iter().enumerate() {
@@ -399,11 +399,13 @@ impl Thread {
             let found = self.endpoints.values().find(|endpoint| endpoint.id == id);
             let Some(endpoint) = found else { continue };
             let connections = [&endpoint.connection, &endpoint.leaving];
-            for connection in connections.into_iter().flatten() {
-                DeviceState::unblock(connection.session.device());
-            }
+            let connections = connections.into_iter().flatten();
+            let hung = connections.fold(false, |hung, connection| {
+                DeviceState::unblock(connection.session.device()) | hung
+            });
+            // One that the kernel does not let run looks the same.
             let reason = "the frontend made a call descriptor block".to_owned();
-            if endpoint.vhost.quarantine(reason) {
+            if hung && endpoint.vhost.quarantine(reason) {
                 self.notice(&Notice::Fault(id));
             }
         }
