@@ -1,8 +1,10 @@
 //! QEMU with TCG: Debian's stock cloud kernel behind QEMU's vhost-user frontend.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
@@ -64,6 +66,10 @@ pub struct Migration {
     /// How often the dirty log was fetched.
     pub rounds: u64,
     pub bytes: u64,
+    /// How long the machine stood still while both memories were compared.
+    pub comparing: Duration,
+    /// Pages that the two machines do not have alike. When there are any, the guest does not go on.
+    pub lost_pages: usize,
 }
 
 /// A network card: its port's socket, its MAC, its pairs of queues.
@@ -152,7 +158,7 @@ impl Qemu {
             .args(["-object", "memory-backend-memfd,id=m,size=256M,share=on"])
             .args(["-nodefaults", "-no-reboot", "-nographic", "-serial", "stdio"])
             .args(["-monitor", "none", "-qmp", "unix:qmp,server=on,wait=off"])
-            .args(machine.incoming.iter().flat_map(|from| ["-incoming", from]))
+            .args(machine.incoming.iter().flat_map(|from| ["-S", "-incoming", from]))
             .current_dir(&dir)
             .arg("-kernel")
             .arg(super::super::asset("vmlinuz")?)
@@ -208,10 +214,16 @@ impl Qemu {
         if info["status"] != "completed" {
             bail!("migrating {}: {info}\n{}\n{}", self.name, self.process.log(), to.process.log());
         }
-        wait::until("the guest to run again", Duration::from_secs(60), || {
+        wait::until("the guest to have come", Duration::from_secs(60), || {
             let status = destination.execute("query-status", &json!({}));
-            status.is_ok_and(|status| status["status"] == "running")
+            status.is_ok_and(|status| status["status"] == "paused")
         })?;
+        let compared = Instant::now();
+        let lost_pages = different_pages(&self.memory()?, &to.memory()?)?;
+        let comparing = compared.elapsed();
+        if lost_pages == 0 {
+            destination.execute("cont", &json!({}))?;
+        }
         to.slot = self.slot.take();
         let number = |value: &Value| value.as_u64().unwrap_or(0);
         Ok(Migration {
@@ -219,7 +231,22 @@ impl Qemu {
             total: Duration::from_millis(number(&info["total-time"])),
             rounds: number(&info["ram"]["dirty-sync-count"]),
             bytes: number(&info["ram"]["transferred"]),
+            comparing,
+            lost_pages,
         })
+    }
+
+    /// The guest's memory, which is a file that QEMU has open.
+    fn memory(&self) -> anyhow::Result<File> {
+        let dir = format!("/proc/{}/fd", self.process.id());
+        for entry in std::fs::read_dir(&dir).context("QEMU's descriptors")? {
+            let path = entry?.path();
+            let is_memory = |to: PathBuf| to.to_string_lossy().contains("memfd:memory-backend");
+            if std::fs::read_link(&path).is_ok_and(is_memory) {
+                return File::open(&path).context("the guest's memory");
+            }
+        }
+        bail!("{dir} has no memory");
     }
 
     /// # Errors
@@ -231,6 +258,22 @@ impl Qemu {
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
     }
+}
+
+/// How many pages of two files of one length differ.
+fn different_pages(one: &File, other: &File) -> anyhow::Result<usize> {
+    const PIECE: usize = 1 << 20;
+    let (mut ours, mut theirs) = (vec![0; PIECE], vec![0; PIECE]);
+    let mut different = 0;
+    for at in (0..one.metadata()?.len()).step_by(PIECE) {
+        one.read_exact_at(&mut ours, at)?;
+        other.read_exact_at(&mut theirs, at)?;
+        if ours != theirs {
+            let pages = ours.chunks(4096).zip(theirs.chunks(4096));
+            different += pages.filter(|(ours, theirs)| ours != theirs).count();
+        }
+    }
+    Ok(different)
 }
 
 impl Guest for Qemu {
