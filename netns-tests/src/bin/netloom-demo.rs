@@ -13,7 +13,7 @@ use netns_tests::guest::{Guest, Namespace, Qemu, Uml, Vmm, qemu::Nic};
 use netns_tests::inet::{Dns, PAGE, Web};
 use netns_tests::snapshot::Snapshot;
 use netns_tests::topology::{CONFIG, HOST, INET, INET6, world};
-use netns_tests::{Daemon, record};
+use netns_tests::{Daemon, Netns, record};
 
 fn main() -> anyhow::Result<()> {
     let mut show = Show::new();
@@ -27,6 +27,8 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn demo(show: &mut Show) -> anyhow::Result<()> {
+    // ip makes a mount of /run/netns for the first namespace after the machine's start, and leaves it for all later ones.
+    drop(Netns::new("first")?);
     let machine_before = Snapshot::machine()?;
     show.title("A host, and the internet behind it");
     let (host, inet) =
