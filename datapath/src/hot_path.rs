@@ -37,6 +37,6 @@ impl HotPath {
         let context = Context { worker: 0, snapshot, shared, now: Seconds(0) };
         let Some(port) = snapshot.port_by_id(port) else { return 0 };
         let Device::Vhost(vhost) = &port.device else { return 0 };
-        buffers.take_vhost(&context, port, vhost, 0)
+        buffers.take_vhost(&context, port, vhost, 0).frames
     }
 }

@@ -12,7 +12,7 @@ use switch::{DropReason, Native, Role, Vid, VidSet, VlanMode};
 use uuid::Uuid;
 use wire::MacAddr;
 
-use crate::port::vhost_user::rx_filter::{MAX_ADDRESSES, RxModes};
+use crate::port::vhost_user::rx_filter::{MAX_ADDRESSES, RxModes, RxSwitches};
 
 /// Bridges and ports of a datapath, with everything that guests would miss.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -157,14 +157,9 @@ pub(crate) struct ConnectionState {
 
 /// See [`RxModes`]. Tables of addresses are absent when they had too many; `vlans` are ranges, both ends included.
 #[derive(Debug, Serialize, Deserialize)]
-#[expect(clippy::struct_excessive_bools, reason = "as the modes are")]
 pub(crate) struct RxModesState {
-    pub(crate) promiscuous: bool,
-    pub(crate) all_multicast: bool,
-    pub(crate) all_unicast: bool,
-    pub(crate) no_multicast: bool,
-    pub(crate) no_unicast: bool,
-    pub(crate) no_broadcast: bool,
+    #[serde(flatten)]
+    pub(crate) switches: RxSwitches,
     pub(crate) mac: Option<MacAddr>,
     pub(crate) unicast: Option<Vec<MacAddr>>,
     pub(crate) multicast: Option<Vec<MacAddr>>,
@@ -249,29 +244,12 @@ impl From<&VlanMode> for VlanState {
 
 impl From<&RxModes> for RxModesState {
     fn from(modes: &RxModes) -> Self {
-        let &RxModes {
-            promiscuous,
-            all_multicast,
-            all_unicast,
-            no_multicast,
-            no_unicast,
-            no_broadcast,
-            mac,
-            ref unicast,
-            ref multicast,
-            ref vlans,
-        } = modes;
         Self {
-            promiscuous,
-            all_multicast,
-            all_unicast,
-            no_multicast,
-            no_unicast,
-            no_broadcast,
-            mac,
-            unicast: unicast.clone(),
-            multicast: multicast.clone(),
-            vlans: ranges(vlans.iter().map(Vid::value)),
+            switches: modes.switches,
+            mac: modes.mac,
+            unicast: modes.unicast.clone(),
+            multicast: modes.multicast.clone(),
+            vlans: ranges(modes.vlans.iter().map(Vid::value)),
         }
     }
 }
@@ -281,12 +259,7 @@ impl RxModesState {
     pub(crate) fn modes(self) -> Option<RxModes> {
         let few = |table: &Vec<MacAddr>| table.len() <= MAX_ADDRESSES;
         Some(RxModes {
-            promiscuous: self.promiscuous,
-            all_multicast: self.all_multicast,
-            all_unicast: self.all_unicast,
-            no_multicast: self.no_multicast,
-            no_unicast: self.no_unicast,
-            no_broadcast: self.no_broadcast,
+            switches: self.switches,
             mac: self.mac,
             unicast: self.unicast.filter(few),
             multicast: self.multicast.filter(few),

@@ -26,6 +26,18 @@ const MAX_BYTES: u64 = 256 * 1024;
 /// Frames that one read of a TAP queue or packet socket takes at most.
 const KERNEL_BURST: usize = 32;
 
+/// What one burst had.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Taken {
+    /// Of a guest: chains, also those that were no frames.
+    pub(crate) frames: usize,
+    pub(crate) bytes: u64,
+}
+
+impl Taken {
+    const NOTHING: Self = Self { frames: 0, bytes: 0 };
+}
+
 /// Storage of one worker, used again and again.
 pub(crate) struct Buffers {
     chains: ChainBuf,
@@ -55,7 +67,7 @@ impl Buffers {
         self.cache.forget();
     }
 
-    /// Takes a burst out of a guest's TX ring. Returns how many chains there were; 0 also when somebody else has the ring.
+    /// Takes a burst out of a guest's TX ring; nothing also when somebody else has the ring.
     #[inline]
     pub(crate) fn take_vhost(
         &mut self,
@@ -63,12 +75,14 @@ impl Buffers {
         port: &Port,
         vhost: &VhostPort,
         pair: usize,
-    ) -> usize {
+    ) -> Taken {
         if vhost.is_quarantined() {
-            return 0;
+            return Taken::NOTHING;
         }
-        let Some(mut guard) = vhost.tx(pair).and_then(|queue| queue.try_lock()) else { return 0 };
-        let Some(live) = guard.as_mut() else { return 0 };
+        let Some(mut guard) = vhost.tx(pair).and_then(|queue| queue.try_lock()) else {
+            return Taken::NOTHING;
+        };
+        let Some(live) = guard.as_mut() else { return Taken::NOTHING };
         let drained = self.drain(context, port, live);
         let call = if matches!(drained, Ok((_, true))) { live.call.clone() } else { None };
         // Nobody waits for the ring because of a system call.
@@ -77,22 +91,22 @@ impl Buffers {
             context.signal(port, &call);
         }
         match drained {
-            Ok((n, _)) => n,
+            Ok((taken, _)) => taken,
             Err(fault) => {
                 context.quarantine(port, vhost, &fault);
-                0
+                Taken::NOTHING
             }
         }
     }
 
-    /// How many chains were taken, and whether the driver must be signalled.
+    /// What was taken, and whether the driver must be signalled.
     #[inline]
     fn drain(
         &mut self,
         context: &Context<'_>,
         port: &Port,
         live: &mut Live,
-    ) -> Result<(usize, bool), Fault> {
+    ) -> Result<(Taken, bool), Fault> {
         let Self { chains, windows, metas, outputs, storage, cache, .. } = self;
         let counters = &port.counters[context.worker];
         let Live { ring, memory, hdr_len, accept, enabled, .. } = &mut *live;
@@ -101,21 +115,21 @@ impl Buffers {
             Ok(taken) if !taken.is_empty() => taken,
             // A ring whose memory is gone is empty or makes no sense.
             _ if memory.is_poisoned() => return Err(Fault::Memory),
-            Ok(_) => return Ok((0, false)),
+            Ok(_) => return Ok((Taken::NOTHING, false)),
             Err(error) => return Err(Fault::Ring(error)),
         };
-        let mut done = taken.len();
+        let (mut done, mut bytes) = (taken.len(), 0);
         if *enabled {
             match *hdr_len {
                 12 => look::<12>(taken, *accept, windows, metas),
                 _ => look::<10>(taken, *accept, windows, metas),
             }
             let (windows, metas) = (&*windows, &metas[..taken.len()]);
-            let bytes = Bytes::Guest { windows, chains: taken, memory, hdr_len: *hdr_len };
-            let batch = Batch { ingress: port.index, metas, bytes };
+            let source = Bytes::Guest { windows, chains: taken, memory, hdr_len: *hdr_len };
+            let batch = Batch { ingress: port.index, metas, bytes: source };
             done = forward(context, port, &batch, cache, outputs, storage);
             // The rest comes again with the next burst.
-            count(&metas[..done], counters);
+            bytes = count(&metas[..done], counters);
         } else {
             // A disabled ring's frames are consumed and discarded.
             counters.drop(DropReason::PortDown, taken.len() as u64);
@@ -126,22 +140,26 @@ impl Buffers {
             return Err(Fault::Memory);
         }
         let signal = ring.publish();
-        if live.log_is_lost() { Err(Fault::Log) } else { Ok((done, signal)) }
+        if live.log_is_lost() {
+            Err(Fault::Log)
+        } else {
+            Ok((Taken { frames: done, bytes }, signal))
+        }
     }
 
-    /// Takes a burst out of a TAP queue or packet socket. Returns how many frames there were.
+    /// Takes a burst out of a TAP queue or packet socket.
     pub(crate) fn take_kernel(
         &mut self,
         context: &Context<'_>,
         port: &Port,
         kernel: &KernelPort,
         queue: usize,
-    ) -> usize {
+    ) -> Taken {
         let Self { metas, outputs, storage, owned, cache, .. } = self;
         let counters = &port.counters[context.worker];
         let mut n = 0;
         {
-            let Some(mut queue) = kernel.try_queue(queue) else { return 0 };
+            let Some(mut queue) = kernel.try_queue(queue) else { return Taken::NOTHING };
             // Frames that are refused count too: whoever sends only those must not keep the worker here.
             for _ in 0..KERNEL_BURST {
                 let mut header = VirtioNetHdr::default();
@@ -180,13 +198,13 @@ impl Buffers {
                 }
             }
         }
-        if n > 0 {
-            let bytes = Bytes::Owned(&owned[..n]);
-            let batch = Batch { ingress: port.index, metas: &metas[..n], bytes };
-            forward(context, port, &batch, cache, outputs, storage);
-            count(&metas[..n], counters);
+        if n == 0 {
+            return Taken::NOTHING;
         }
-        n
+        let bytes = Bytes::Owned(&owned[..n]);
+        let batch = Batch { ingress: port.index, metas: &metas[..n], bytes };
+        forward(context, port, &batch, cache, outputs, storage);
+        Taken { frames: n, bytes: count(&metas[..n], counters) }
     }
 
     /// Sends a guest's announcement as if it came from the guest.
@@ -283,9 +301,9 @@ fn look_at<const HDR_LEN: usize>(
     meta
 }
 
-/// Counts what was taken from a port.
+/// Counts what was taken from a port. Returns the frames' bytes.
 #[inline]
-fn count(metas: &[Meta], counters: &Counters) {
+fn count(metas: &[Meta], counters: &Counters) -> u64 {
     let (mut packets, mut bytes) = (0, 0);
     for meta in metas {
         match meta.refused {
@@ -298,6 +316,7 @@ fn count(metas: &[Meta], counters: &Counters) {
     }
     counters.rx_packets.add(packets);
     counters.rx_bytes.add(bytes);
+    bytes
 }
 
 /// Why something is no frame.

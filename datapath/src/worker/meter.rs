@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use super::burst::Taken;
+
 /// Bytes that are copied in the time which a frame takes without them.
 const FRAME: u64 = 800;
 
@@ -28,8 +30,8 @@ impl Meter {
     }
 
     #[inline]
-    pub(super) fn add(&mut self, source: usize, frames: usize, bytes: u64) {
-        let cost = frames as u64 * FRAME + bytes;
+    pub(super) fn add(&mut self, source: usize, taken: Taken) {
+        let cost = taken.frames as u64 * FRAME + taken.bytes;
         let Some(sum) = self.costs.get_mut(source).filter(|_| cost > 0) else { return };
         if *sum == 0 {
             // Each source once: there is room.
@@ -65,10 +67,10 @@ mod tests {
         let mut meter = Meter::default();
         meter.reset(3);
         assert!(meter.is_idle());
-        meter.add(2, 10, 2000);
-        meter.add(0, 10, 10_000);
-        meter.add(2, 0, 0);
-        meter.add(2, 10, 2000);
+        meter.add(2, Taken { frames: 10, bytes: 2000 });
+        meter.add(0, Taken { frames: 10, bytes: 10_000 });
+        meter.add(2, Taken { frames: 0, bytes: 0 });
+        meter.add(2, Taken { frames: 10, bytes: 2000 });
         let mut charged = Vec::new();
         meter.settle(Duration::from_nanos(3_800), |source, time| charged.push((source, time)));
         assert_eq!(charged, [(2, 2_000), (0, 1_800)]);

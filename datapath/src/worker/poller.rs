@@ -283,10 +283,8 @@ impl Poller {
         let source = &kernels[at];
         let Some(port) = snapshot.port(source.port) else { return };
         let Device::Kernel(kernel) = &port.device else { return };
-        let bytes = &port.counters[self.id].rx_bytes;
-        let before = bytes.value();
-        let frames = buffers.take_kernel(&context, port, kernel, source.queue);
-        meter.add(self.rings.len() + at, frames, bytes.value().wrapping_sub(before));
+        let taken = buffers.take_kernel(&context, port, kernel, source.queue);
+        meter.add(self.rings.len() + at, taken);
         if kernel.is_gone() {
             // Else epoll would report it for ever.
             let _ = epoll::delete(&self.epoll, &source.fd);
@@ -346,13 +344,11 @@ fn take(
 ) -> usize {
     let Some(port) = context.snapshot.port(ring.port) else { return 0 };
     let Device::Vhost(vhost) = &port.device else { return 0 };
-    let bytes = &port.counters[context.worker].rx_bytes;
-    let before = bytes.value();
-    let frames = buffers.take_vhost(context, port, vhost, ring.pair);
-    if frames > 0 {
-        meter.add(at, frames, bytes.value().wrapping_sub(before));
+    let taken = buffers.take_vhost(context, port, vhost, ring.pair);
+    if taken.frames > 0 {
+        meter.add(at, taken);
     }
-    frames
+    taken.frames
 }
 
 pub(super) fn suppress_kicks(vhost: &VhostPort, pair: usize) {

@@ -116,12 +116,12 @@ fn execute(
     let done = match head {
         [CLASS_RX, command] => take(request).and_then(|[on]| {
             let mode = match command {
-                0 => &mut modes.promiscuous,
-                1 => &mut modes.all_multicast,
-                2 => &mut modes.all_unicast,
-                3 => &mut modes.no_multicast,
-                4 => &mut modes.no_unicast,
-                5 => &mut modes.no_broadcast,
+                0 => &mut modes.switches.promiscuous,
+                1 => &mut modes.switches.all_multicast,
+                2 => &mut modes.switches.all_unicast,
+                3 => &mut modes.switches.no_multicast,
+                4 => &mut modes.switches.no_unicast,
+                5 => &mut modes.switches.no_broadcast,
                 _ => return None,
             };
             *mode = on != 0;

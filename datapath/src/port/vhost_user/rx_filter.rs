@@ -9,6 +9,7 @@
 //! for those in the table, and tagged ones of VLANs that were added, where the driver accepted VLAN filtering. Where the
 //! device's own address is not known for certain, all unicast frames pass.
 
+use serde::{Deserialize, Serialize};
 use switch::{Tci, Vid, VidSet};
 use vhost_user::features::virtio;
 use wire::MacAddr;
@@ -19,16 +20,34 @@ pub(crate) const MAX_ADDRESSES: usize = 256;
 /// One half of the MAC table; `None` had too many.
 pub(crate) type Addresses = Option<Vec<MacAddr>>;
 
-/// What a driver has said of the frames that it wants.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What a driver switches on and off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(clippy::struct_excessive_bools, reason = "the standard's commands, one for each")]
-pub(crate) struct RxModes {
+pub(crate) struct RxSwitches {
     pub(crate) promiscuous: bool,
     pub(crate) all_multicast: bool,
     pub(crate) all_unicast: bool,
     pub(crate) no_multicast: bool,
     pub(crate) no_unicast: bool,
     pub(crate) no_broadcast: bool,
+}
+
+impl RxSwitches {
+    /// Of a device that was reset.
+    const RESET: Self = Self {
+        promiscuous: true,
+        all_multicast: false,
+        all_unicast: false,
+        no_multicast: false,
+        no_unicast: false,
+        no_broadcast: false,
+    };
+}
+
+/// What a driver has said of the frames that it wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RxModes {
+    pub(crate) switches: RxSwitches,
     /// By VIRTIO_NET_CTRL_MAC_ADDR_SET.
     pub(crate) mac: Option<MacAddr>,
     pub(crate) unicast: Addresses,
@@ -40,12 +59,7 @@ impl Default for RxModes {
     /// Of a device that was reset.
     fn default() -> Self {
         Self {
-            promiscuous: true,
-            all_multicast: false,
-            all_unicast: false,
-            no_multicast: false,
-            no_unicast: false,
-            no_broadcast: false,
+            switches: RxSwitches::RESET,
             mac: None,
             unicast: Some(Vec::new()),
             multicast: Some(Vec::new()),
@@ -58,7 +72,8 @@ impl RxModes {
     /// What the workers ask; `None` when every frame passes. `offered` is the address in the device's configuration,
     /// zero when there is none.
     pub(crate) fn filter(&self, features: u64, offered: MacAddr) -> Option<RxFilter> {
-        if self.promiscuous {
+        let on = &self.switches;
+        if on.promiscuous {
             return None;
         }
         // A driver that can say so says which address it uses instead of the one that it was given.
@@ -66,17 +81,17 @@ impl RxModes {
         let given = (features & told == told && offered != MacAddr::ZERO).then_some(offered);
         let own = self.mac.or(given);
         let unicast = match (&self.unicast, own) {
-            _ if self.no_unicast => Group::None,
-            (Some(table), Some(own)) if !self.all_unicast => Group::some(table, Some(own)),
+            _ if on.no_unicast => Group::None,
+            (Some(table), Some(own)) if !on.all_unicast => Group::some(table, Some(own)),
             _ => Group::All,
         };
         let multicast = match &self.multicast {
-            _ if self.no_multicast => Group::None,
-            Some(table) if !self.all_multicast => Group::some(table, None),
+            _ if on.no_multicast => Group::None,
+            Some(table) if !on.all_multicast => Group::some(table, None),
             _ => Group::All,
         };
         let vlans = (features & virtio::NET_F_CTRL_VLAN != 0).then(|| self.vlans.clone());
-        Some(RxFilter { unicast, multicast, broadcast: !self.no_broadcast, vlans })
+        Some(RxFilter { unicast, multicast, broadcast: !on.no_broadcast, vlans })
     }
 }
 
@@ -145,8 +160,10 @@ mod tests {
     const OTHER_GROUP: MacAddr = MacAddr([1, 0, 0x5e, 0, 0, 1]);
     const FEATURES: u64 = virtio::NET_F_MAC | virtio::NET_F_CTRL_MAC_ADDR | virtio::NET_F_CTRL_VLAN;
 
+    const QUIET: RxSwitches = RxSwitches { promiscuous: false, ..RxSwitches::RESET };
+
     fn quiet() -> RxModes {
-        RxModes { promiscuous: false, ..RxModes::default() }
+        RxModes { switches: QUIET, ..RxModes::default() }
     }
 
     /// Who of the four and the broadcast address passes.
@@ -163,16 +180,19 @@ mod tests {
 
     #[test]
     fn each_mode_does_what_the_standard_says() {
-        let table = RxModes { unicast: Some(vec![OTHER]), multicast: Some(vec![GROUP]), ..quiet() };
+        let tables =
+            RxModes { unicast: Some(vec![OTHER]), multicast: Some(vec![GROUP]), ..quiet() };
+        let with = |switches| RxModes { switches, ..tables.clone() };
+        let alone = |switches| RxModes { switches, ..quiet() };
         for (modes, expected) in [
             (quiet(), [true, false, false, false, true]),
-            (table.clone(), [true, true, true, false, true]),
-            (RxModes { all_multicast: true, ..quiet() }, [true, false, true, true, true]),
-            (RxModes { all_unicast: true, ..quiet() }, [true, true, false, false, true]),
-            (RxModes { no_multicast: true, ..table.clone() }, [true, true, false, false, true]),
-            (RxModes { no_unicast: true, ..table.clone() }, [false, false, true, false, true]),
-            (RxModes { no_broadcast: true, ..table.clone() }, [true, true, true, false, false]),
-            (RxModes { promiscuous: true, no_unicast: true, ..table.clone() }, [true; 5]),
+            (tables.clone(), [true, true, true, false, true]),
+            (alone(RxSwitches { all_multicast: true, ..QUIET }), [true, false, true, true, true]),
+            (alone(RxSwitches { all_unicast: true, ..QUIET }), [true, true, false, false, true]),
+            (with(RxSwitches { no_multicast: true, ..QUIET }), [true, true, false, false, true]),
+            (with(RxSwitches { no_unicast: true, ..QUIET }), [false, false, true, false, true]),
+            (with(RxSwitches { no_broadcast: true, ..QUIET }), [true, true, true, false, false]),
+            (with(RxSwitches { promiscuous: true, no_unicast: true, ..QUIET }), [true; 5]),
             // Too many addresses.
             (RxModes { unicast: None, ..quiet() }, [true, true, false, false, true]),
             (RxModes { multicast: None, ..quiet() }, [true, false, true, true, true]),
