@@ -18,7 +18,7 @@ common::packed::on_both_layouts! {
     counters_and_table_tell_what_happened
 }
 
-use common::{BROADCAST, Bench, Nic, Options, PortOptions, eventually, frame, introduce, mac};
+use common::{BROADCAST, Bench, Nic, Options, PortOptions, eventually, frame, introduce, mac, udp};
 use datapath::{BridgeSpec, Config};
 use switch::{DropReason, Vid, VlanMode};
 
@@ -187,17 +187,6 @@ fn flows_spread_over_queues_and_each_stays_in_one() {
     assert!(eventually(|| bench.datapath.port_status(bench.id(1)).unwrap().queue_pairs == 4));
     b.send(&frame(BROADCAST, b.mac, 60, 0));
     assert!(eventually(|| (0..4).any(|pair| a.try_recv(pair).is_some())));
-    let udp = |flow: u16, seed: u32| {
-        let mut sent = frame(mac(1), mac(0), 100, seed);
-        sent[12..14].copy_from_slice(&[8, 0]);
-        sent[14] = 0x45;
-        sent[20..22].copy_from_slice(&[0, 0]);
-        sent[23] = 17;
-        sent[26..34].copy_from_slice(&[10, 0, 0, 1, 10, 0, 0, 2]);
-        sent[34..36].copy_from_slice(&flow.to_be_bytes());
-        sent[36..38].copy_from_slice(&[0, 80]);
-        sent
-    };
     let mut queue_of = vec![None; 64];
     let mut next = vec![0_u32; 64];
     for seed in 0..8 {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use common::{BROADCAST, Bench, DEADLINE, Nic, Options, PortOptions, eventually, frame, mac};
+use common::{BROADCAST, Bench, Nic, Options, PortOptions, eventually, frame, mac, udp};
 use datapath::{BridgeSpec, Config, Datapath, Error, PortIo, PortSpec};
 use switch::{DropReason, Role, VlanMode};
 use uuid::Uuid;
@@ -56,16 +56,9 @@ fn worker_of(datapath: &Datapath, port: Uuid, queue: usize) -> Option<usize> {
         .position(|worker| worker.queues.iter().any(|q| q.port == port && q.queue == queue))
 }
 
-/// UDP from 10.0.0.1 to 10.0.0.2; the source port is the flow, the payload counts.
-fn udp(flow: u16, number: u32) -> Vec<u8> {
-    let mut sent = frame(mac(1), mac(0), 100, number);
-    sent[12..14].copy_from_slice(&[8, 0]);
-    sent[14] = 0x45;
-    sent[20..22].copy_from_slice(&[0, 0]);
-    sent[23] = 17;
-    sent[26..34].copy_from_slice(&[10, 0, 0, 1, 10, 0, 0, 2]);
-    sent[34..36].copy_from_slice(&flow.to_be_bytes());
-    sent[36..38].copy_from_slice(&[0, 80]);
+/// The payload counts.
+fn numbered(flow: u16, number: u32) -> Vec<u8> {
+    let mut sent = udp(flow, number);
     sent[42..46].copy_from_slice(&number.to_be_bytes());
     sent
 }
@@ -106,7 +99,7 @@ fn frames_stay_in_order_while_their_queues_move_between_workers() {
                 while let Some((_, got)) = b.try_recv(pair) {
                     let flow = u16::from_be_bytes([got[34], got[35]]);
                     let number = u32::from_be_bytes(got[42..46].try_into().unwrap());
-                    assert_eq!(got, udp(flow, number), "intact");
+                    assert_eq!(got, numbered(flow, number), "intact");
                     // One that a worker gave up on because the other was put aside with the ring is counted.
                     let next = &mut next[usize::from(flow)];
                     assert!(number >= *next, "flow {flow}: {number} comes after {next}");
@@ -117,7 +110,11 @@ fn frames_stay_in_order_while_their_queues_move_between_workers() {
         };
         for round in 0..ROUNDS {
             for flow in 0..FLOWS {
-                a.send_with(usize::from(flow) % PAIRS, &VirtioNetHdr::default(), &udp(flow, round));
+                a.send_with(
+                    usize::from(flow) % PAIRS,
+                    &VirtioNetHdr::default(),
+                    &numbered(flow, round),
+                );
                 sent += 1;
             }
             let few = eventually(|| {
@@ -139,8 +136,8 @@ fn frames_stay_in_order_while_their_queues_move_between_workers() {
     assert!(lost() < sent / 10, "{} of {sent} lost", lost());
     // A sleeping driver is heard on whichever worker its ring ended.
     for pair in 0..PAIRS {
-        std::thread::sleep(Duration::from_millis(5));
-        a.send_with(pair, &VirtioNetHdr::default(), &udp(1, ROUNDS));
+        assert!(eventually(|| a.wants_kick(pair)), "the worker does not come to rest");
+        a.send_with(pair, &VirtioNetHdr::default(), &numbered(1, ROUNDS));
         assert!(eventually(|| (0..PAIRS).any(|pair| b.try_recv(pair).is_some())));
     }
 }
@@ -205,12 +202,8 @@ fn busy_queues_part_by_themselves() {
             });
         }
         let worker = |port| worker_of(&bench.datapath, bench.id(port), 0);
-        let start = std::time::Instant::now();
-        let mut parted = false;
-        while !parted && start.elapsed() < 3 * DEADLINE {
-            std::thread::sleep(Duration::from_millis(20));
-            parted = matches!((worker(0), worker(1)), (Some(one), Some(two)) if one != two);
-        }
+        let parted = || matches!((worker(0), worker(1)), (Some(one), Some(two)) if one != two);
+        let parted = eventually(parted);
         drop(end);
         assert!(parted, "{:?}", bench.datapath.workers());
     });

@@ -204,27 +204,29 @@ fn a_foreign_drop_policy_is_named_in_a_warning() -> anyhow::Result<()> {
         "nft",
         "add table inet fortress; add chain inet fortress fw { type filter hook forward priority 0; policy drop; }",
     ])?;
+    let text = warnings_of_nat(&daemon)?;
+    assert!(text.contains("fortress"), "{text}");
+    Ok(())
+}
+
+/// What the start of a network says that can do its work.
+fn warnings_of_nat(daemon: &Daemon) -> anyhow::Result<String> {
     let xml = network("<forward mode='nat'/><ip address='10.1.0.1' prefix='24'/>");
     let file = daemon.dir().join("n.xml");
     fs::write(&file, xml)?;
     daemon.netctl(&["net-define", &file.display().to_string()])?;
     let output = daemon.netctl_output(&["net-start", "n"])?;
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && text.contains("fortress"), "{text}");
-    Ok(())
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{text}");
+    Ok(text)
 }
 
 #[test]
 fn a_drop_policy_of_legacy_iptables_is_named_in_a_warning() -> anyhow::Result<()> {
     let (host, daemon) = daemon()?;
     host.run(&["iptables-legacy", "-P", "FORWARD", "DROP"])?;
-    let xml = network("<forward mode='nat'/><ip address='10.1.0.1' prefix='24'/>");
-    let file = daemon.dir().join("n.xml");
-    fs::write(&file, xml)?;
-    daemon.netctl(&["net-define", &file.display().to_string()])?;
-    let output = daemon.netctl_output(&["net-start", "n"])?;
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && text.contains("iptables-legacy, chain FORWARD"), "{text}");
+    let text = warnings_of_nat(&daemon)?;
+    assert!(text.contains("iptables-legacy, chain FORWARD"), "{text}");
     Ok(())
 }
 

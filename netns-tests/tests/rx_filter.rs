@@ -66,28 +66,22 @@ impl World {
 
     /// Sends what is flooded and nobody asked for. Whether the guest has got it; else it was filtered.
     fn is_flooded(&mut self) -> anyhow::Result<bool> {
-        let (filtered, received) = (self.filtered()?, self.received()?);
+        let before = (self.filtered()?, self.received()?);
         for n in 0..FRAMES {
             let to = if n % 2 == 0 { STRANGER } else { GROUP };
             let mut frame = [&to.0[..], &SENDER.0, &[0x88, 0xb5]].concat();
             frame.resize(LEN, 0);
             self.sender.send(&frame, Instant::now() + LIMIT)?;
         }
-        let start = Instant::now();
-        loop {
-            let (filtered, received) = (self.filtered()? - filtered, self.received()? - received);
-            // All of them went one way.
-            if received >= BYTES {
-                ensure!(filtered < FRAMES, "{filtered} frames were filtered, and came");
-                return Ok(true);
-            }
-            if filtered >= FRAMES {
-                ensure!(received < BYTES / 2, "{received} bytes came, {filtered} frames filtered");
-                return Ok(false);
-            }
-            ensure!(start.elapsed() < LIMIT, "{received} bytes came, {filtered} frames filtered");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let (filtered, received) = wait::some("all frames to go one way", LIMIT, || {
+            let filtered = self.filtered().ok()? - before.0;
+            let received = self.received().ok()? - before.1;
+            (received >= BYTES || filtered >= FRAMES).then_some((filtered, received))
+        })?;
+        let came = received >= BYTES;
+        let both = if came { filtered >= FRAMES } else { received >= BYTES / 2 };
+        ensure!(!both, "{received} bytes came, {filtered} frames filtered");
+        Ok(came)
     }
 }
 

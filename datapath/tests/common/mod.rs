@@ -171,6 +171,19 @@ pub(crate) fn eventually(mut condition: impl FnMut() -> bool) -> bool {
     }
 }
 
+/// UDP from 10.0.0.1 on port 0 to 10.0.0.2 on port 1; the source port is the flow.
+pub(crate) fn udp(flow: u16, seed: u32) -> Vec<u8> {
+    let mut sent = frame(mac(1), mac(0), 100, seed);
+    sent[12..14].copy_from_slice(&[8, 0]);
+    sent[14] = 0x45;
+    sent[20..22].copy_from_slice(&[0, 0]);
+    sent[23] = 17;
+    sent[26..34].copy_from_slice(&[10, 0, 0, 1, 10, 0, 0, 2]);
+    sent[34..36].copy_from_slice(&flow.to_be_bytes());
+    sent[36..38].copy_from_slice(&[0, 80]);
+    sent
+}
+
 /// The address of the station on a port.
 pub(crate) fn mac(port: usize) -> MacAddr {
     MacAddr([2, 0, 0, 0, 1, u8::try_from(port).unwrap()])

@@ -438,14 +438,24 @@ impl Nic {
         self.rings[at].avail = old.wrapping_add(1);
         self.set_u16(at, AVAIL + 2, self.rings[at].avail);
         std::sync::atomic::fence(Ordering::SeqCst);
-        let wanted = if self.event_idx() {
-            self.u16(at, USED + 4 + 8 * u64::from(size)) == old
-        } else {
-            self.u16(at, USED) & 1 == 0
-        };
-        if wanted {
+        if self.split_wants_kick(at, old) {
             self.rings[at].kick.write(1).unwrap();
         }
+    }
+
+    /// Whether the device asks for a kick when the entry behind `avail` comes.
+    fn split_wants_kick(&self, at: usize, avail: u16) -> bool {
+        if self.event_idx() {
+            self.u16(at, USED + 4 + 8 * u64::from(self.rings[at].size)) == avail
+        } else {
+            self.u16(at, USED) & 1 == 0
+        }
+    }
+
+    /// Whether the device asks for a kick when the next frame is sent on a split ring: nobody polls it.
+    pub(crate) fn wants_kick(&self, pair: usize) -> bool {
+        let at = 2 * pair + 1;
+        self.split_wants_kick(at, self.rings[at].avail)
     }
 
     /// Offers RX buffer `slot`.
