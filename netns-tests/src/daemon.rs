@@ -11,7 +11,6 @@ use api::Instance;
 use rustix::process::Signal;
 use serde::de::DeserializeOwned;
 
-use crate::manager::ServiceManager;
 use crate::netns::Netns;
 use crate::process::Process;
 use crate::record::run;
@@ -23,7 +22,6 @@ pub struct Daemon {
     netns: Arc<Netns>,
     instance: Instance,
     process: Option<Process>,
-    manager: Option<ServiceManager>,
     dir: PathBuf,
 }
 
@@ -50,8 +48,7 @@ impl Daemon {
         let instance = Instance::new(instance, dir.join(root))?;
         fs::create_dir_all(instance.config_dir())?;
         fs::write(instance.config_dir().join("vswitchd.toml"), config)?;
-        let mut daemon =
-            Self { netns: Arc::clone(netns), instance, process: None, manager: None, dir };
+        let mut daemon = Self { netns: Arc::clone(netns), instance, process: None, dir };
         daemon.up()?;
         Ok(daemon)
     }
@@ -70,17 +67,6 @@ impl Daemon {
         process.check_alive()
     }
 
-    /// From now on the process is started by this manager.
-    pub fn manage(&mut self, manager: ServiceManager) {
-        self.manager = Some(manager);
-    }
-
-    /// # Errors
-    /// When there is none.
-    pub fn manager(&self) -> anyhow::Result<&ServiceManager> {
-        self.manager.as_ref().context("vswitchd is not managed")
-    }
-
     /// Start a process on this instance, with more arguments, beside the one that may run.
     ///
     /// # Errors
@@ -90,9 +76,6 @@ impl Daemon {
         let mut command = self.netns.command(&program.display().to_string());
         command.args(["--instance", self.instance.name()]).arg("--root").arg(self.instance.root());
         command.args(more);
-        if let Some(manager) = &self.manager {
-            command = manager.dress(&command)?;
-        }
         Process::start_quiet("vswitchd", command, &self.dir)
     }
 
@@ -105,29 +88,6 @@ impl Daemon {
         let mut old = self.process.replace(new).context("vswitchd is not running")?;
         let status = old.wait(Duration::from_secs(20)).with_context(|| old.log())?;
         anyhow::ensure!(status.success(), "the old daemon ended with {status}: {}", old.log());
-        self.wait_ready()
-    }
-
-    /// SIGTERM, then the next process, as a manager restarts a service.
-    ///
-    /// # Errors
-    /// When the one does not end or the other does not come up.
-    pub fn restart(&mut self) -> anyhow::Result<()> {
-        let mut old = self.process.take().context("vswitchd is not running")?;
-        old.signal(Signal::TERM)?;
-        // Without a pause between two looks: frames wait.
-        let deadline = std::time::Instant::now() + Duration::from_secs(20);
-        while old.ended().is_none() {
-            anyhow::ensure!(std::time::Instant::now() < deadline, "vswitchd does not end");
-            std::thread::sleep(Duration::from_micros(200));
-        }
-        let new = self.start_process(&[])?;
-        self.process = Some(new);
-        self.wait_ready()
-    }
-
-    /// Until the process that was started last answers.
-    fn wait_ready(&mut self) -> anyhow::Result<()> {
         let process = self.process.as_mut().context("vswitchd is not running")?;
         let pid = process.id().to_string();
         let lock = self.instance.run_dir().join("lock");

@@ -11,11 +11,11 @@
 
 pub mod capture;
 pub mod daemon;
+pub mod document;
 pub mod frontend;
 pub mod guest;
 pub mod inet;
 pub mod limit;
-pub mod manager;
 pub mod netns;
 pub mod pinger;
 pub mod process;

@@ -24,8 +24,10 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// start: sysctls and `/etc` are read-only, the console is not there. The switch may set those of the network.
 const INIT: &str = r#"
 set -e
+mount --rbind /run/netns /mnt
 mount -t tmpfs tmpfs /run
-mkdir /run/net /run/none /run/groups
+mkdir /run/netns /run/net /run/none /run/groups
+mount --move /mnt /run/netns
 mount -o bind,ro /etc /etc
 mount --bind /proc/sys/net /run/net
 mount -o bind,ro /proc/sys /proc/sys
@@ -51,20 +53,24 @@ pub struct Systemd {
 }
 
 impl Systemd {
-    /// Starts systemd, which does not start the daemon yet. The daemon must have been stopped.
+    /// Stops the daemon and starts systemd, which does not start it again yet. `more` are lines for the unit's
+    /// section `[Service]`.
     ///
     /// # Errors
     /// When systemd is not installed, or does not answer.
-    pub fn new(daemon: &Daemon) -> anyhow::Result<Self> {
+    pub fn new(daemon: &mut Daemon, more: &str) -> anyhow::Result<Self> {
+        daemon.stop()?;
         let dir = daemon.dir();
         let log = dir.join("systemd-vswitchd.log");
         let units = dir.join("units");
-        write_units(daemon, &units, &log)?;
+        write_units(daemon, &units, &log, more)?;
         let cgroup = format!("netloom-lab-{}-{}", std::process::id(), run().number());
         run().add(&format!("cgroup {cgroup}"));
         let mut command = daemon.netns().command("unshare");
+        // Namespaces of later come in by /run/netns, nothing goes out.
         command
-            .args(["--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"])
+            .args(["--mount", "--propagation=slave", "--uts", "--ipc", "--pid", "--fork"])
+            .args(["--kill-child", "--mount-proc"])
             .args(["sh", "-c", INIT, "sh", &cgroup])
             .arg(&units);
         let process = Process::start_quiet("systemd", command, dir)?;
@@ -82,7 +88,13 @@ impl Systemd {
     /// When it fails; with the daemon's log.
     pub fn unit(&self, words: &[&str]) -> anyhow::Result<String> {
         let done = self.systemctl(&[words, &[UNIT]].concat());
-        done.with_context(|| fs::read_to_string(&self.log).unwrap_or_default())
+        done.with_context(|| self.log())
+    }
+
+    /// What the daemons have logged; nothing before the first start.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// A property of the unit, as `systemctl show` prints it.
@@ -109,7 +121,7 @@ impl Systemd {
 }
 
 /// The shipped unit, told which daemon it is about and that there is nothing else on this system.
-fn write_units(daemon: &Daemon, units: &Path, log: &Path) -> anyhow::Result<()> {
+fn write_units(daemon: &Daemon, units: &Path, log: &Path, lines: &str) -> anyhow::Result<()> {
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/vswitchd.service");
     let more = units.join(format!("{UNIT}.service.d"));
     fs::create_dir_all(&more)?;
@@ -122,7 +134,7 @@ fn write_units(daemon: &Daemon, units: &Path, log: &Path) -> anyhow::Result<()> 
         more.join("lab.conf"),
         format!(
             "[Unit]\nDefaultDependencies=no\n[Service]\nExecStart=\n\
-             ExecStart={program} --instance {name} --root {root}\nStandardError=append:{}\n",
+             ExecStart={program} --instance {name} --root {root}\nStandardError=append:{}\n{lines}\n",
             log.display()
         ),
     )?;

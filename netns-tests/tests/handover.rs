@@ -1,6 +1,6 @@
 //! A new daemon goes on where another one was: guests keep their devices, also those that cannot reconnect.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,13 +9,13 @@ use anyhow::{Context, ensure};
 use netns_tests::frontend::{Nic, Options, Probe, Report};
 use netns_tests::guest::qemu::Nic as Card;
 use netns_tests::guest::{Guest, Namespace, Qemu, Uml};
-use netns_tests::manager::ServiceManager;
+use netns_tests::systemd::Systemd;
 use netns_tests::testpmd::Testpmd;
 use netns_tests::topology::INET;
-use netns_tests::{Daemon, Lab, Netns, wait};
+use netns_tests::{Daemon, Lab, Netns, document, wait};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, SocketAddrUnix,
-    SocketFlags, SocketType,
+    AddressFamily, RecvAncillaryBuffer, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags,
+    SocketType,
 };
 use wire::MacAddr;
 
@@ -40,37 +40,38 @@ const RATE: u32 = 10_000;
 enum Carrier {
     /// Between two daemons that run.
     Direct,
-    /// Through the manager's store, while none runs.
+    /// Through systemd's store, while none runs.
     Store,
 }
 
 impl Carrier {
     const BOTH: [Self; 2] = [Self::Direct, Self::Store];
 
-    fn prepare(self, daemon: &mut Daemon) -> anyhow::Result<()> {
-        if let Self::Store = self {
-            daemon.stop()?;
-            let manager = ServiceManager::new(daemon.dir())?;
-            daemon.manage(manager);
-            daemon.up()?;
-        }
-        Ok(())
+    /// The systemd that the daemon is under from now on, if any.
+    fn prepare(self, daemon: &mut Daemon) -> anyhow::Result<Option<Systemd>> {
+        let Self::Store = self else { return Ok(None) };
+        let systemd = Systemd::new(daemon, "")?;
+        systemd.unit(&["start"])?;
+        Ok(Some(systemd))
     }
+}
 
-    fn replace(self, daemon: &mut Daemon) -> anyhow::Result<()> {
-        match self {
-            Self::Direct => daemon.take_over(),
-            Self::Store => {
-                let ready = daemon.manager()?.ready();
-                daemon.restart()?;
-                wait::until("the daemon to be ready", LIMIT, || {
-                    daemon.manager().is_ok_and(|manager| manager.ready() > ready)
-                })?;
-                ensure!(daemon.manager()?.kept() == 0, "something stays in the store");
-                Ok(())
-            }
-        }
-    }
+/// A new daemon in place of the one that runs; returns when it serves.
+fn replace(daemon: &mut Daemon, systemd: Option<&Systemd>) -> anyhow::Result<()> {
+    let Some(systemd) = systemd else { return daemon.take_over() };
+    systemd.unit(&["restart"])?;
+    nothing_is_stored(systemd)
+}
+
+fn nothing_is_stored(systemd: &Systemd) -> anyhow::Result<()> {
+    let kept = systemd.property("NFileDescriptorStore")?;
+    ensure!(kept == "0", "{kept} descriptors stay in the store");
+    Ok(())
+}
+
+/// The number of the daemon's process, as itself sees it.
+fn process(daemon: &Daemon) -> anyhow::Result<String> {
+    Ok(std::fs::read_to_string(daemon.instance().run_dir().join("lock"))?)
 }
 
 /// One probe at a time: it wants a CPU now and then.
@@ -129,7 +130,7 @@ fn guests_that_cannot_reconnect_go_on() -> anyhow::Result<()> {
 fn guests_go_on(carrier: Carrier) -> anyhow::Result<()> {
     let _alone = alone();
     let mut lab = Lab::new()?;
-    carrier.prepare(&mut lab.daemon)?;
+    let systemd = carrier.prepare(&mut lab.daemon)?;
     lab.daemon.network("lan", NETWORK)?;
     let uml_port = socket(&lab.daemon.port("lan", "uml", &[])?)?;
     let mut uml = Uml::start("uml", &[&uml_port])?;
@@ -143,9 +144,9 @@ fn guests_go_on(carrier: Carrier) -> anyhow::Result<()> {
     let stop = Arc::default();
     let resolver = resolver(&lab.host, Arc::clone(&stop))?;
     for round in 1..=4 {
-        let pid = lab.daemon.process()?.id();
-        carrier.replace(&mut lab.daemon)?;
-        ensure!(lab.daemon.process()?.id() != pid, "the same daemon runs on");
+        let before = process(&lab.daemon)?;
+        replace(&mut lab.daemon, systemd.as_ref())?;
+        ensure!(process(&lab.daemon)? != before, "the same daemon runs on");
         for port in ["uml", "deb", "ns"] {
             lab.daemon.wait_port(port, api::PortState::Up)?;
         }
@@ -170,6 +171,7 @@ fn guests_go_on(carrier: Carrier) -> anyhow::Result<()> {
 
 /// Two frontends on ports of an isolated network.
 struct World {
+    systemd: Option<Systemd>,
     daemon: Daemon,
     sockets: [PathBuf; 2],
     // The namespace outlives the daemon in it.
@@ -179,14 +181,18 @@ struct World {
 fn world(carrier: Carrier) -> anyhow::Result<World> {
     let host = Arc::new(Netns::new("host")?);
     let mut daemon = Daemon::start(&host, "handover", "")?;
-    carrier.prepare(&mut daemon)?;
+    let systemd = carrier.prepare(&mut daemon)?;
     daemon.network("lan", "<network><name>lan</name></network>")?;
     let sockets =
         [socket(&daemon.port("lan", "first", &[])?)?, socket(&daemon.port("lan", "second", &[])?)?];
-    Ok(World { daemon, sockets, _host: host })
+    Ok(World { systemd, daemon, sockets, _host: host })
 }
 
 impl World {
+    fn replace(&mut self) -> anyhow::Result<()> {
+        replace(&mut self.daemon, self.systemd.as_ref())
+    }
+
     fn nics(&self) -> anyhow::Result<(Nic, Nic)> {
         // Room for what comes in 100 ms: nothing may be lost for want of it.
         let options = Options { ring: 1024, ..Options::new(FIRST) };
@@ -210,28 +216,26 @@ fn check(daemon: &Daemon, report: &Report) -> anyhow::Result<()> {
 }
 
 /// Every frame is delivered once and every descriptor comes back once (the frontend's rings refuse anything else). The
-/// gap is printed; what it should be is for a machine that is quiet.
+/// gap is printed; what it should be is for a machine that is quiet. `tests/systemd.rs` is the same through the store.
 #[test]
 fn under_load_nothing_is_lost_or_served_twice() -> anyhow::Result<()> {
     let _alone = alone();
-    for carrier in Carrier::BOTH {
-        let mut world = world(carrier)?;
-        let (mut first, mut second) = world.nics()?;
-        let mut gaps = Vec::new();
-        for _ in 0..9 {
-            let probe = Probe::start(first, second, RATE)?;
-            probe.run(300, LIMIT)?;
-            carrier.replace(&mut world.daemon)?;
-            probe.run(300, LIMIT)?;
-            let report;
-            (report, first, second) = probe.finish()?;
-            check(&world.daemon, &report).with_context(|| format!("{carrier:?}"))?;
-            gaps.push(report.slowest);
-        }
-        gaps.sort();
-        println!("{carrier:?}: gap of {:?} (median), {:?} to {:?}", gaps[4], gaps[0], gaps[8]);
-        ensure!(gaps[4] < Duration::from_secs(1), "{gaps:?}");
+    let mut world = world(Carrier::Direct)?;
+    let (mut first, mut second) = world.nics()?;
+    let mut gaps = Vec::new();
+    for _ in 0..9 {
+        let probe = Probe::start(first, second, RATE)?;
+        probe.run(300, LIMIT)?;
+        world.replace()?;
+        probe.run(300, LIMIT)?;
+        let report;
+        (report, first, second) = probe.finish()?;
+        check(&world.daemon, &report)?;
+        gaps.push(report.slowest);
     }
+    gaps.sort();
+    println!("gap of {:?} (median), {:?} to {:?}", gaps[4], gaps[0], gaps[8]);
+    ensure!(gaps[4] < Duration::from_secs(1), "{gaps:?}");
     Ok(())
 }
 
@@ -258,7 +262,7 @@ fn guests_on_a_hub_socket_go_on() -> anyhow::Result<()> {
         ensure!(before.len() == 2, "{before:?}");
         for _ in 0..3 {
             probe.run(50, LIMIT)?;
-            carrier.replace(&mut world.daemon)?;
+            world.replace()?;
         }
         probe.run(50, LIMIT)?;
         ensure!(ports(&world.daemon)? == before);
@@ -302,7 +306,7 @@ fn dpdk_goes_on() -> anyhow::Result<()> {
             })
             .with_context(|| format!("{carrier:?}{device}, round {round}: {}", testpmd.shown()))?;
             testpmd.check_alive()?;
-            carrier.replace(&mut world.daemon)?;
+            world.replace()?;
         }
     }
     Ok(())
@@ -458,55 +462,43 @@ fn nobody_else_can_take_over() -> anyhow::Result<()> {
     world.daemon.take_over()
 }
 
-/// A file as documents travel in.
-fn sealed(text: &str) -> anyhow::Result<OwnedFd> {
-    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
-    let file = memfd_create("document", MemfdFlags::ALLOW_SEALING | MemfdFlags::CLOEXEC)?;
-    rustix::io::write(&file, text.as_bytes())?;
-    fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::SHRINK)?;
-    Ok(file)
-}
-
 /// What another version, or nobody, has written makes an ordinary restart: frontends connect again.
 #[test]
 fn what_cannot_be_read_makes_an_ordinary_restart() -> anyhow::Result<()> {
     let _alone = alone();
-    let mut world = world(Carrier::Store)?;
+    let mut world = world(Carrier::Direct)?;
     let (mut first, mut second) = world.nics()?;
-    let head =
-        |version: u32| format!("{{\"document\":{{\"version\":{version},\"descriptors\":0}}}}");
-    let stored = |words: &str, document: Option<OwnedFd>| -> anyhow::Result<OwnedFd> {
-        let kind = SocketType::SEQPACKET;
-        let (ours, theirs) =
-            rustix::net::socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
-        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        let fds: Vec<_> = document.iter().map(AsFd::as_fd).collect();
-        if !fds.is_empty() {
-            control.push(rustix::net::SendAncillaryMessage::ScmRights(&fds));
-        }
-        let words = [std::io::IoSlice::new(words.as_bytes())];
-        rustix::net::sendmsg(&ours, &words, &mut control, SendFlags::empty())?;
-        Ok(theirs)
-    };
-    let good = "{\"datapath\":{\"uptime\":{\"secs\":1,\"nanos\":0},\"bridges\":[],\"ports\":[]},\
-                \"api_socket\":null,\"dns_sockets\":[],\"hub_sockets\":[],\"guests\":[],\"lock\":null}";
+    let left = world.daemon.dir().join("left");
+    std::fs::create_dir(&left)?;
+    let program = netns_tests::program("leave-document")?;
+    let (program, place) = (program.display(), left.display());
+    let before = format!("NotifyAccess=all\nExecStartPre={program} {place}");
+    let systemd = Systemd::new(&mut world.daemon, &before)?;
+    let head = "{\"document\":{\"version\":1,\"descriptors\":0}}";
+    let unknown = "{\"document\":{\"version\":99,\"descriptors\":0}}";
+    let empty = "{\"datapath\":{\"uptime\":{\"secs\":1,\"nanos\":0},\"bridges\":[],\"ports\":[]},\
+                 \"api_socket\":null,\"dns_sockets\":[],\"hub_sockets\":[],\"guests\":[],\"lock\":null}";
     let cases = [
-        ("an empty one", head(1), Some(sealed(good)?)),
-        ("another version", head(99), Some(sealed(good)?)),
-        ("no JSON", head(1), Some(sealed("what?")?)),
-        ("other JSON", head(1), Some(sealed("{\"datapath\":7}")?)),
-        ("no document", head(1), None),
-        ("no head", "what?".to_owned(), None),
+        ("an empty one", head, Some(empty), false),
+        ("another version", unknown, Some(empty), true),
+        ("no JSON", head, Some("what?"), true),
+        ("other JSON", head, Some("{\"datapath\":7}"), true),
+        ("no document", head, None, true),
+        ("no head", "what?", None, true),
     ];
-    for (name, words, document) in cases {
-        world.daemon.kill()?;
-        let fd = stored(&words, document)?;
-        world.daemon.manager()?.keep("handover", fd);
-        world.daemon.up()?;
-        wait::until("the store to be empty", LIMIT, || {
-            world.daemon.manager().is_ok_and(|manager| manager.kept() == 0)
-        })?;
+    for (name, words, document, refused) in cases {
+        std::fs::write(left.join("words"), words)?;
+        let file = left.join("document");
+        match document {
+            Some(text) => std::fs::write(file, text)?,
+            None => drop(std::fs::remove_file(file)),
+        }
+        let before = systemd.log().len();
+        systemd.unit(&["start"]).context(name)?;
+        nothing_is_stored(&systemd).context(name)?;
+        let log = systemd.log();
+        let said = log[before..].contains("what the last daemon left");
+        ensure!(said == refused, "{name}: {}", &log[before..]);
         for port in ["first", "second"] {
             world.daemon.wait_port(port, api::PortState::Listening).context(name)?;
         }
@@ -515,6 +507,7 @@ fn what_cannot_be_read_makes_an_ordinary_restart() -> anyhow::Result<()> {
         let probe = Probe::start(first, second, 1000)?;
         probe.run(100, LIMIT)?;
         (_, first, second) = probe.finish()?;
+        systemd.unit(&["stop"]).context(name)?;
     }
     Ok(())
 }
@@ -530,18 +523,13 @@ fn a_daemon_of_another_version_is_restarted() -> anyhow::Result<()> {
     let other = seqpacket()?;
     rustix::net::bind(&other, &SocketAddrUnix::new(&path)?)?;
     rustix::net::listen(&other, 1)?;
-    let document = sealed("{}")?;
+    let sealed = document::sealed(b"{}")?;
     std::thread::spawn(move || -> anyhow::Result<()> {
         let caller = rustix::net::accept(&other)?;
-        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        let fds = [document.as_fd()];
-        control.push(rustix::net::SendAncillaryMessage::ScmRights(&fds));
         let words = "{\"document\":{\"version\":99,\"descriptors\":0}}";
-        let words = [std::io::IoSlice::new(words.as_bytes())];
         let mut hello = [0; 200];
         rustix::net::recv(&caller, &mut hello, RecvFlags::empty())?;
-        rustix::net::sendmsg(&caller, &words, &mut control, SendFlags::empty())?;
+        document::send(&caller, words.as_bytes(), Some(&sealed))?;
         // Until the caller has turned away.
         rustix::net::recv(&caller, &mut hello, RecvFlags::empty())?;
         Ok(())

@@ -24,8 +24,7 @@ const NETWORK: &str = "<network>
 fn systemctl_restart_is_not_an_outage() -> anyhow::Result<()> {
     let host = Arc::new(Netns::new("host")?);
     let mut daemon = Daemon::start(&host, "systemd", "")?;
-    daemon.stop()?;
-    let systemd = Systemd::new(&daemon)?;
+    let systemd = Systemd::new(&mut daemon, "")?;
     systemd.unit(&["start"])?;
     daemon.network("lan", NETWORK)?;
     let socket = |name: &str| -> anyhow::Result<_> {
