@@ -54,11 +54,6 @@ impl Streams {
         Ok(Self { stop, down, up })
     }
 
-    /// The guest is no more.
-    pub fn abandon(self) {
-        self.stop.store(true, Ordering::Relaxed);
-    }
-
     /// Both streams end; what came is what was sent. Returns the bytes to the guest, and from it.
     ///
     /// # Errors

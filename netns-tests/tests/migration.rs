@@ -64,28 +64,8 @@ fn answered(pinger: &Pinger, more: u32) -> anyhow::Result<()> {
     })
 }
 
-/// What the destination got of the guest's memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outcome {
-    Whole,
-    Damaged,
-}
-
-/// QEMU 7.2 with TCG loses some pages in one migration of four, also such that only the guest's processor writes: stacks of its
-/// kernel, counters. Such a guest is of no use, and does not go on. Pages that the switch fails to log are lost each time.
-fn until_whole(migrate: impl Fn() -> anyhow::Result<Outcome>) -> anyhow::Result<()> {
-    for _ in 0..6 {
-        if migrate()? == Outcome::Whole {
-            return Ok(());
-        }
-    }
-    anyhow::bail!(
-        "the guest's memory never came whole: is everything logged that the switch writes?"
-    )
-}
-
 /// Moves a guest from `one` to `two` while a peer behind `one` talks with it.
-fn migrate(one: &Daemon, two: &Daemon, announcer: Announcer) -> anyhow::Result<Outcome> {
+fn migrate(one: &Daemon, two: &Daemon, announcer: Announcer) -> anyhow::Result<()> {
     let same = std::ptr::eq(one, two);
     let mut peer = Namespace::new("peer")?;
     let netns = peer.netns().name().to_owned();
@@ -112,11 +92,6 @@ fn migrate(one: &Daemon, two: &Daemon, announcer: Announcer) -> anyhow::Result<O
     let start = Instant::now();
     answered(&pinger, 50)?;
     let migration = source.migrate(&mut destination)?;
-    if migration.lost_pages > 0 {
-        println!("{} pages did not come: {migration:?}", migration.lost_pages);
-        load.abandon();
-        return Ok(Outcome::Damaged);
-    }
     wait::until("an announcement of the guest's new place", Duration::from_secs(60), || {
         announcements.frames().iter().any(|frame| is_announcement(frame, announcer))
     })?;
@@ -153,32 +128,28 @@ fn migrate(one: &Daemon, two: &Daemon, announcer: Announcer) -> anyhow::Result<O
         let info: api::PortInfo = daemon.json(&["port-info", port])?;
         ensure!(info.state != api::PortState::Quarantined && info.reason.is_none(), "{info:?}");
     }
-    Ok(Outcome::Whole)
+    Ok(())
 }
 
 #[test]
 fn between_two_ports_of_a_switch() -> anyhow::Result<()> {
     let _alone = alone();
-    until_whole(|| {
-        let host = Arc::new(Netns::new("host")?);
-        let daemon = Daemon::start(&host, "lab", "")?;
-        daemon.network("lan", NETWORK)?;
-        migrate(&daemon, &daemon, Announcer::Guest)
-    })
+    let host = Arc::new(Netns::new("host")?);
+    let daemon = Daemon::start(&host, "lab", "")?;
+    daemon.network("lan", NETWORK)?;
+    migrate(&daemon, &daemon, Announcer::Guest)
 }
 
 #[test]
 fn between_two_switches() -> anyhow::Result<()> {
     let _alone = alone();
-    until_whole(|| {
-        let (first, second) = (Arc::new(Netns::new("first")?), Arc::new(Netns::new("second")?));
-        first.join("wire", &second, "wire")?;
-        let one = Daemon::start(&first, "one", "")?;
-        let two = Daemon::start(&second, "two", "")?;
-        for daemon in [&one, &two] {
-            daemon.network("lan", NETWORK)?;
-            daemon.port("lan", "uplink", &["--dev", "wire"])?;
-        }
-        migrate(&one, &two, Announcer::Switch)
-    })
+    let (first, second) = (Arc::new(Netns::new("first")?), Arc::new(Netns::new("second")?));
+    first.join("wire", &second, "wire")?;
+    let one = Daemon::start(&first, "one", "")?;
+    let two = Daemon::start(&second, "two", "")?;
+    for daemon in [&one, &two] {
+        daemon.network("lan", NETWORK)?;
+        daemon.port("lan", "uplink", &["--dev", "wire"])?;
+    }
+    migrate(&one, &two, Announcer::Switch)
 }

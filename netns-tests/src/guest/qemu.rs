@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
 use wire::MacAddr;
 
@@ -31,6 +31,10 @@ pub struct Qemu {
 const BANDWIDTH: u64 = 24 << 20;
 /// Milliseconds for which the guest may run on neither side.
 const DOWNTIME: u64 = 100;
+/// 256 MiB and a little: QEMU before 9.0 loses pages of a guest that TCG runs when it migrates memory of a multiple of 256 KiB.
+/// There it takes dirty bits 64 at a time and leaves the processor's TLB as it is, so that the next write to such a page
+/// goes unseen (mended by "physmem: Fix migration dirty bitmap coherency with TCG memory access").
+const MEMORY_KIB: u64 = (256 << 10) + 8;
 
 /// Who tells the network where a guest is that was migrated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,8 +72,6 @@ pub struct Migration {
     pub bytes: u64,
     /// How long the machine stood still while both memories were compared.
     pub comparing: Duration,
-    /// Pages that the two machines do not have alike. When there are any, the guest does not go on.
-    pub lost_pages: usize,
 }
 
 /// A network card: its port's socket, its MAC, its pairs of queues.
@@ -155,7 +157,8 @@ impl Qemu {
         command
             .args(["-smp", &processors.to_string()])
             .args(["-M", "pc,accel=tcg,memory-backend=m"])
-            .args(["-object", "memory-backend-memfd,id=m,size=256M,share=on"])
+            .args(["-m", &format!("{MEMORY_KIB}k"), "-object"])
+            .arg(format!("memory-backend-memfd,id=m,size={MEMORY_KIB}k,share=on"))
             .args(["-nodefaults", "-no-reboot", "-nographic", "-serial", "stdio"])
             .args(["-monitor", "none", "-qmp", "unix:qmp,server=on,wait=off"])
             .args(machine.incoming.iter().flat_map(|from| ["-S", "-incoming", from]))
@@ -195,7 +198,7 @@ impl Qemu {
     /// console with it. Nothing may be running on the console.
     ///
     /// # Errors
-    /// With QEMU's words when it fails.
+    /// With QEMU's words when it fails; when the guest's memory did not come as it was.
     pub fn migrate(&mut self, to: &mut Self) -> anyhow::Result<Migration> {
         let mut source = Qmp::connect(&self.dir.join("qmp"))?;
         let mut destination = Qmp::connect(&to.dir.join("qmp"))?;
@@ -219,11 +222,13 @@ impl Qemu {
             status.is_ok_and(|status| status["status"] == "paused")
         })?;
         let compared = Instant::now();
-        let lost_pages = different_pages(&self.memory()?, &to.memory()?)?;
+        let lost = different_pages(&self.memory()?, &to.memory()?)?;
         let comparing = compared.elapsed();
-        if lost_pages == 0 {
-            destination.execute("cont", &json!({}))?;
-        }
+        ensure!(
+            lost == 0,
+            "{lost} pages did not come as they were: is all logged that is written?"
+        );
+        destination.execute("cont", &json!({}))?;
         to.slot = self.slot.take();
         let number = |value: &Value| value.as_u64().unwrap_or(0);
         Ok(Migration {
@@ -232,7 +237,6 @@ impl Qemu {
             rounds: number(&info["ram"]["dirty-sync-count"]),
             bytes: number(&info["ram"]["transferred"]),
             comparing,
-            lost_pages,
         })
     }
 
@@ -262,10 +266,14 @@ impl Qemu {
 
 /// How many pages of two files of one length differ.
 fn different_pages(one: &File, other: &File) -> anyhow::Result<usize> {
-    const PIECE: usize = 1 << 20;
+    const PIECE: usize = 64 << 10;
+    let len = one.metadata()?.len();
     let (mut ours, mut theirs) = (vec![0; PIECE], vec![0; PIECE]);
     let mut different = 0;
-    for at in (0..one.metadata()?.len()).step_by(PIECE) {
+    for at in (0..len).step_by(PIECE) {
+        let piece = PIECE.min(usize::try_from(len - at)?);
+        ours.truncate(piece);
+        theirs.truncate(piece);
         one.read_exact_at(&mut ours, at)?;
         other.read_exact_at(&mut theirs, at)?;
         if ours != theirs {
