@@ -17,6 +17,8 @@ pub enum Code {
     InvalidArgument,
     NetworkNotFound,
     PortNotFound,
+    /// The forwarding database has no entry of this address.
+    FdbEntryNotFound,
     /// The name or UUID belongs to another network.
     NetworkExists,
     NetworkActive,
@@ -45,7 +47,7 @@ impl Code {
     pub fn status(self) -> u16 {
         match self {
             Self::XmlError | Self::InvalidArgument | Self::Unsupported => 400,
-            Self::NetworkNotFound | Self::PortNotFound => 404,
+            Self::NetworkNotFound | Self::PortNotFound | Self::FdbEntryNotFound => 404,
             Self::NetworkExists
             | Self::NetworkActive
             | Self::NetworkInactive

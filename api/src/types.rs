@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 use wire::MacAddr;
 
@@ -306,6 +306,37 @@ pub struct FdbEntry {
     pub mac: MacAddr,
     /// Seconds since last seen; absent for a static entry.
     pub age: Option<u64>,
+}
+
+/// `POST /v1/networks/{network}/fdb`: a static entry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FdbAdd {
+    /// Name or UUID of the port.
+    pub port: String,
+    #[schema(value_type = String)]
+    pub mac: MacAddr,
+    /// Without it, the VLAN of the port's untagged frames.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<u16>,
+}
+
+/// `DELETE /v1/networks/{network}/fdb`: which entries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct FdbRemove {
+    /// Without it, all that were learned.
+    #[param(value_type = Option<String>)]
+    pub mac: Option<MacAddr>,
+    /// Without it, in every VLAN.
+    pub vlan: Option<u16>,
+}
+
+/// What [`FdbRemove`] has removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FdbRemoved {
+    pub entries: usize,
 }
 
 /// `GET /v1/workers`: a thread that moves frames, and what it serves.

@@ -136,6 +136,32 @@ pub(crate) enum Command {
     },
     /// Show the forwarding database of a network
     FdbShow(Network),
+    /// Add a static entry to the forwarding database of a network
+    FdbAdd {
+        #[command(flatten)]
+        network: Network,
+        #[command(flatten)]
+        port: Port,
+        /// Address that is behind the port
+        #[arg(value_name = "mac")]
+        mac: MacAddr,
+        /// VLAN of the entry [default: that of the port's untagged frames]
+        #[arg(long, value_name = "VLAN")]
+        vlan: Option<u16>,
+    },
+    /// Remove an address from the forwarding database of a network
+    FdbDel {
+        #[command(flatten)]
+        network: Network,
+        /// The address
+        #[arg(value_name = "mac")]
+        mac: MacAddr,
+        /// Only in this VLAN
+        #[arg(long, value_name = "VLAN")]
+        vlan: Option<u16>,
+    },
+    /// Forget what the forwarding database of a network has learned
+    FdbFlush(Network),
     /// Show all networks with their ports
     Show,
     /// List the daemon's worker threads, with their load and the queues that each serves

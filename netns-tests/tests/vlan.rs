@@ -133,3 +133,61 @@ fn a_switch_learns_and_a_hub_floods() -> anyhow::Result<()> {
     assert!(fdb.iter().all(|entry| entry.age.is_none()), "a hub has learned: {fdb:?}");
     Ok(())
 }
+
+#[test]
+fn an_administrators_entry_stays_where_it_is() -> anyhow::Result<()> {
+    let mut lab = Lab::new()?;
+    lab.daemon.network("lan", NETWORK)?;
+    let mut a = namespace(&lab, "a", 10, &[])?;
+    let mut b = namespace(&lab, "b", 11, &[])?;
+    let third = namespace(&lab, "third", 12, &[])?;
+    let _tagged = namespace(&lab, "tagged", 13, &["--trunk", "10-20"])?;
+    lab.daemon.port("lan", "far", &["--vlan", "10"])?;
+    let mac = |guest: &mut Namespace| -> anyhow::Result<String> {
+        Ok(guest.run("cat /sys/class/net/eth0/address")?.trim().to_owned())
+    };
+    let of_b = mac(&mut b)?;
+    a.ping("10.9.0.11")?;
+
+    let entry: api::FdbEntry = lab.daemon.json(&["fdb-add", "lan", "third", &of_b])?;
+    assert_eq!((entry.port.as_str(), entry.vlan, entry.age), ("third", 0, None));
+    // What b sends does not move it.
+    b.run("busybox arping -c 1 -w 1 -I eth0 10.9.0.99 || true")?;
+    let ears = Capture::start(third.netns(), "eth0")?;
+    a.run("busybox ping -c 1 -w 1 -p ab 10.9.0.11 || true")?;
+    ears.wait_for(&[0xab; 24], Duration::from_secs(5))?;
+    lab.daemon.take_over()?;
+    assert!(!a.reaches("10.9.0.11".parse()?)?, "another daemon has another entry");
+    // Learned ones go, this one stays.
+    lab.daemon.netctl(&["fdb-flush", "lan"])?;
+    let left: Vec<api::FdbEntry> = lab.daemon.json(&["fdb-show", "lan"])?;
+    assert!(left.contains(&entry), "{left:?}");
+    assert!(lab.daemon.netctl(&["fdb-del", "lan", &of_b])?.contains("1 entry deleted"));
+    a.ping("10.9.0.11")?;
+    lab.daemon.netctl(&["fdb-add", "lan", "tagged", &of_b, "--vlan", "10"])?;
+    a.ping("10.9.0.11")?;
+
+    let gateway = left.iter().find(|entry| entry.port == "lan0" && entry.age.is_none());
+    let gateway = gateway.expect("the gateway's entry").mac.to_string();
+    for (words, reason) in [
+        (["fdb-add", "lan", "third", "01:00:5e:00:00:01"], "cannot have an entry"),
+        (["fdb-add", "lan", "third", &gateway], "is the address of the network's gateway"),
+        (["fdb-add", "lan", "nobody", &of_b], "no port with matching name 'nobody'"),
+        (["fdb-add", "lan", "tagged", &of_b], "say which of its VLANs is meant"),
+        (["fdb-add", "nowhere", "third", &of_b], "failed to get network 'nowhere'"),
+        (["fdb-del", "lan", &gateway, "-q"], "is the address of the network's gateway"),
+        (["fdb-del", "lan", "02:00:00:00:00:99", "-q"], "no entry for 02:00:00:00:00:99"),
+        (["fdb-del", "lan", &of_b, "--vlan=11"], "in VLAN 11"),
+    ] {
+        let output = lab.daemon.netctl_output(&words)?;
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && error.contains(reason), "{words:?}: {error}");
+    }
+    let words = ["fdb-add", "lan", "far", &of_b, "--vlan", "11"];
+    let error = lab.daemon.netctl(&words).expect_err("another VLAN").to_string();
+    assert!(error.contains("does not carry VLAN 11"), "{error}");
+    lab.daemon.netctl(&["net-destroy", "lan"])?;
+    let error = lab.daemon.netctl(&["fdb-flush", "lan"]).expect_err("a stopped network");
+    assert!(error.to_string().contains("is not active"), "{error}");
+    Ok(())
+}

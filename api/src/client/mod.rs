@@ -22,8 +22,8 @@ pub use error::ClientError;
 use sse::Parser;
 
 use crate::{
-    Autostart, Event, FdbEntry, Instance, InstanceInfo, Lease, NetworkInfo, NetworkStats, PortAdd,
-    PortInfo, PortSet, PortStats, Problem, WorkerInfo,
+    Autostart, Event, FdbAdd, FdbEntry, FdbRemove, FdbRemoved, Instance, InstanceInfo, Lease,
+    NetworkInfo, NetworkStats, PortAdd, PortInfo, PortSet, PortStats, Problem, WorkerInfo,
 };
 
 /// Longest answer that is read, in bytes.
@@ -154,6 +154,27 @@ impl Client {
     /// See [`Client::instance`].
     pub async fn fdb(&self, network: &str) -> Result<Vec<FdbEntry>> {
         self.get(&format!("/v1/networks/{}/fdb", segment(network))).await
+    }
+
+    /// `POST /v1/networks/{network}/fdb`
+    ///
+    /// # Errors
+    /// See [`Client::instance`].
+    pub async fn add_fdb(&self, network: &str, entry: &FdbAdd) -> Result<FdbEntry> {
+        let path = format!("/v1/networks/{}/fdb", segment(network));
+        self.send(Method::POST, &path, Some(Body::json(entry)?)).await
+    }
+
+    /// `DELETE /v1/networks/{network}/fdb`
+    ///
+    /// # Errors
+    /// See [`Client::instance`].
+    pub async fn remove_fdb(&self, network: &str, which: FdbRemove) -> Result<FdbRemoved> {
+        let mac = which.mac.map(|mac| format!("mac={mac}"));
+        let vlan = which.vlan.map(|vlan| format!("vlan={vlan}"));
+        let query: Vec<String> = mac.into_iter().chain(vlan).collect();
+        let path = format!("/v1/networks/{}/fdb?{}", segment(network), query.join("&"));
+        self.send(Method::DELETE, &path, None).await
     }
 
     /// `GET /v1/workers`

@@ -4,6 +4,7 @@
 mod attach;
 mod edit;
 mod events;
+mod fdb;
 mod leases;
 mod networks;
 mod ports;
@@ -60,7 +61,15 @@ pub(crate) async fn run(cli: Cli, output: &mut Output) -> Result<(), Failure> {
             stats::stats(context, &port.port, interval, count).await
         }
         Command::NetStats(it) => stats::network(context, &it.network).await,
-        Command::FdbShow(it) => show::fdb(context, &it.network).await,
+        Command::FdbShow(it) => fdb::show(context, &it.network).await,
+        Command::FdbAdd { network, port, mac, vlan } => {
+            let entry = api::FdbAdd { port: port.port, mac, vlan };
+            fdb::add(context, &network.network, entry).await
+        }
+        Command::FdbDel { network, mac, vlan } => {
+            fdb::delete(context, &network.network, mac, vlan).await
+        }
+        Command::FdbFlush(it) => fdb::flush(context, &it.network).await,
         Command::Show => show::show(context).await,
         Command::WorkerList => workers::list(context).await,
         Command::Events(options) => events::events(context, &options).await,

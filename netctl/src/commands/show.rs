@@ -1,9 +1,9 @@
-//! `show`, the tree of everything, and `fdb-show`, in the layouts of Open vSwitch.
+//! `show`, the tree of everything, in the layout of Open vSwitch.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use api::{ClientError, Code, FdbEntry, InstanceInfo, NetworkInfo, NetworkStats, PortInfo};
+use api::{ClientError, Code, InstanceInfo, NetworkInfo, NetworkStats, PortInfo};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -107,60 +107,11 @@ fn quoted(text: &str) -> String {
     }
 }
 
-pub(super) async fn fdb(context: &mut Context<'_>, network: &str) -> Result<(), Failure> {
-    let mut entries = context.client.fdb(network).await.network(network, None)?;
-    entries.sort_by_key(|entry| (entry.vlan, entry.mac));
-    if context.output.is_json() {
-        context.output.json(&entries)?;
-    } else {
-        let text = fdb_text(&entries, context.output.is_quiet());
-        context.output.text(&text)?;
-    }
-    Ok(())
-}
-
-/// The columns of `ovs-appctl fdb/show`; the first is as wide as our names.
-fn fdb_text(entries: &[FdbEntry], quiet: bool) -> String {
-    let names: Vec<String> = entries.iter().map(|entry| clean(&entry.port, false)).collect();
-    let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0).max(5);
-    let mut text = String::new();
-    if !quiet {
-        let _ = writeln!(text, "{:>width$}  VLAN  MAC                Age", "port");
-    }
-    for (entry, name) in entries.iter().zip(&names) {
-        let age = entry.age.map_or_else(|| "static".to_owned(), |age| format!("{age:>3}"));
-        let _ = writeln!(text, "{name:>width$}  {:>4}  {}  {age}", entry.vlan, entry.mac);
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use api::{Dhcp4Stats, DnsStats, HubInfo, PortKind, PortProfile, PortState, Vlan};
 
     use super::*;
-
-    fn entry(port: &str, vlan: u16, mac: &str, age: Option<u64>) -> FdbEntry {
-        FdbEntry { port: port.to_owned(), vlan, mac: mac.parse().expect("a MAC"), age }
-    }
-
-    #[test]
-    fn the_forwarding_database_looks_like_ovss() {
-        let entries = [
-            entry("web1", 0, "52:54:00:00:00:01", Some(3)),
-            entry("long-name", 100, "52:54:00:00:00:02", None),
-        ];
-        assert_eq!(
-            fdb_text(&entries, false),
-            concat!(
-                "     port  VLAN  MAC                Age\n",
-                "     web1     0  52:54:00:00:00:01    3\n",
-                "long-name   100  52:54:00:00:00:02  static\n",
-            )
-        );
-        assert_eq!(fdb_text(&[], false), " port  VLAN  MAC                Age\n");
-        assert_eq!(fdb_text(&[], true), "");
-    }
 
     #[test]
     fn the_tree_has_networks_and_their_ports() {

@@ -5,6 +5,7 @@
 
 mod body;
 mod events;
+mod fdb;
 mod instance;
 mod networks;
 mod object;
@@ -51,7 +52,7 @@ fn router(context: Context) -> Router {
         .route("/v1/networks/{network}/autostart", put(networks::autostart))
         .route("/v1/networks/{network}/leases", get(networks::leases))
         .route("/v1/networks/{network}/stats", get(networks::stats))
-        .route("/v1/networks/{network}/fdb", get(networks::fdb))
+        .route("/v1/networks/{network}/fdb", get(fdb::show).post(fdb::add).delete(fdb::remove))
         .route("/v1/networks/{network}/ports", get(ports::list_of).post(ports::add))
         .route("/v1/ports", get(ports::list))
         .route("/v1/ports/{port}", get(ports::show).patch(ports::set).delete(ports::delete))

@@ -1,6 +1,6 @@
 //! `/v1/networks`.
 
-use api::{Autostart, FdbEntry, Lease, NetworkInfo, NetworkStats, Problem};
+use api::{Autostart, Lease, NetworkInfo, NetworkStats, Problem};
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, QueryRejection};
@@ -194,14 +194,4 @@ pub(super) async fn leases(object: Object) -> Result<Json<Vec<Lease>>> {
 )]
 pub(super) async fn stats(object: Object) -> Result<Json<NetworkStats>> {
     Ok(Json(object.manager.network_stats(&object.name)?))
-}
-
-/// The forwarding database; empty when the network is inactive.
-#[utoipa::path(
-    get, operation_id = "show_fdb", path = "/v1/networks/{network}/fdb", params(("network" = String, Path)),
-    responses((status = 200, body = Vec<FdbEntry>), (status = "4XX", body = Problem,
-        content_type = "application/problem+json"))
-)]
-pub(super) async fn fdb(object: Object) -> Result<Json<Vec<FdbEntry>>> {
-    Ok(Json(object.manager.fdb(&object.name)?))
 }

@@ -6,7 +6,7 @@ use axum::http::header;
 use axum::response::IntoResponse;
 use utoipa::OpenApi;
 
-use super::{events, instance, networks, ports};
+use super::{events, fdb, instance, networks, ports};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -30,7 +30,9 @@ use super::{events, instance, networks, ports};
         networks::autostart,
         networks::leases,
         networks::stats,
-        networks::fdb,
+        fdb::show,
+        fdb::add,
+        fdb::remove,
         ports::list,
         ports::list_of,
         ports::add,
@@ -72,7 +74,7 @@ mod tests {
         let all = ids.len();
         ids.sort_unstable();
         ids.dedup();
-        assert_eq!((ids.len(), all), (21, 21), "every operation has a name of its own");
+        assert_eq!((ids.len(), all), (23, 23), "every operation has a name of its own");
         assert!(schemas.contains_key("PortKind") && schemas.contains_key("Problem"));
         assert!(value["paths"]["/v1/networks/{network}/ports"]["post"].is_object());
     }

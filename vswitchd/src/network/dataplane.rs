@@ -243,6 +243,29 @@ impl Dataplane {
         self.datapath.workers()
     }
 
+    pub(super) async fn fdb_add(
+        &self,
+        bridge: Uuid,
+        mac: MacAddr,
+        vlan: u16,
+        port: Uuid,
+    ) -> Result<(), Problem> {
+        self.call(move |datapath| datapath.fdb_add(bridge, mac, vlan, port)).await
+    }
+
+    pub(super) async fn fdb_del(
+        &self,
+        bridge: Uuid,
+        mac: MacAddr,
+        vlan: u16,
+    ) -> Result<bool, Problem> {
+        self.call(move |datapath| datapath.fdb_del(bridge, mac, vlan)).await
+    }
+
+    pub(super) async fn fdb_flush(&self, bridge: Uuid) -> Result<usize, Problem> {
+        self.call(move |datapath| datapath.fdb_flush(bridge)).await
+    }
+
     pub(super) fn fdb(&self, bridge: Uuid) -> Vec<datapath::FdbEntry> {
         self.datapath.fdb(bridge)
     }

@@ -14,6 +14,7 @@
 mod commit;
 mod dataplane;
 mod definition;
+mod fdb;
 mod hub;
 mod inheritance;
 mod lifecycle;

@@ -1,11 +1,10 @@
 //! What users ask. Nothing here waits for a change that is under way.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use api::{
-    FdbEntry, InstanceInfo, Lease, NetworkInfo, NetworkStats, PortInfo, PortKind, PortState,
-    PortStats, Problem, WorkerInfo, WorkerQueue,
+    InstanceInfo, Lease, NetworkInfo, NetworkStats, PortInfo, PortKind, PortState, PortStats,
+    Problem, WorkerInfo, WorkerQueue,
 };
 use netdef::model::ForwardMode;
 use uuid::Uuid;
@@ -83,36 +82,6 @@ impl Manager {
     fn services(&self, wanted: &str) -> Result<Option<Arc<Services>>, Problem> {
         let tables = self.tables();
         Ok(tables.network(wanted)?.live.as_ref().and_then(|live| live.services.clone()))
-    }
-
-    /// # Errors
-    /// When there is no such network.
-    pub fn fdb(&self, wanted: &str) -> Result<Vec<FdbEntry>, Problem> {
-        let (uuid, names) = {
-            let tables = self.tables();
-            let network = tables.network(wanted)?;
-            let Some(live) = &network.live else { return Ok(Vec::new()) };
-            let definition = &live.definition;
-            let gateway = definition.bridge.name.clone().or(definition.forward.dev.clone());
-            let ports = tables.ports.values().map(|port| &port.document);
-            let mut names: HashMap<_, _> =
-                ports.map(|port| (port.uuid, port.name.clone())).collect();
-            names.insert(network.uuid, gateway.unwrap_or_else(|| network.name.clone()));
-            (network.uuid, names)
-        };
-        let mut entries: Vec<_> = self
-            .dataplane
-            .fdb(uuid)
-            .into_iter()
-            .map(|entry| FdbEntry {
-                port: names.get(&entry.port).map_or_else(|| entry.port.to_string(), Clone::clone),
-                vlan: entry.vlan,
-                mac: entry.mac,
-                age: entry.age.map(|age| age.as_secs()),
-            })
-            .collect();
-        entries.sort_by_key(|entry| (entry.vlan, entry.mac));
-        Ok(entries)
     }
 
     /// Every worker with its queues, by network and port.
