@@ -24,7 +24,9 @@ pub fn headers(data: &[u8]) {
             assert!(payload.len() <= view.payload().len());
         }
     }
-    if let Some(transport) = ipv6::transport(data) {
+    if let (Some(kept), Some(transport)) = (ipv6::per_fragment_headers(data), ipv6::transport(data))
+    {
+        assert!(kept.next_header < kept.len && kept.len <= transport.offset);
         let _ = format!("{transport:?}");
     }
     if let Ok(view) = tcp::TcpView::new_checked(data) {

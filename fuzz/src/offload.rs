@@ -1,8 +1,8 @@
 //! Checksum and segmentation work: what a sender asks for, and what becomes of it.
 
-use datapath::offload::{OffloadSet, complete_checksum, segment, validate};
+use datapath::offload::{Identifications, Offload, OffloadSet, complete_checksum, cut, validate};
 use switch::{TagOp, Tci, WINDOW_LEN};
-use wire::virtio_net::{F_NEEDS_CSUM, GSO_UDP_L4, HDR_LEN, VirtioNetHdr};
+use wire::virtio_net::{F_NEEDS_CSUM, GSO_UDP, GSO_UDP_L4, HDR_LEN, VirtioNetHdr};
 use wire::{checksum, ipv4, ipv6, tcp, udp};
 use zerocopy::FromBytes;
 
@@ -62,8 +62,10 @@ pub fn offload(data: &[u8]) {
     let told = offload.header();
     let field = usize::from(told.csum_start.get()) + usize::from(told.csum_offset.get());
     assert!(field + 2 <= frame.len(), "a checksum behind the frame with its new tag");
-    if offload.is_gso() {
-        check_segments(&frame, &told, |emit| segment(&frame, &offload, emit));
+    if told.gso() == GSO_UDP {
+        check_fragments(frame, &offload);
+    } else if offload.is_gso() {
+        check_segments(&mut frame, &offload);
     } else {
         let before = frame.clone();
         complete_checksum(&mut frame, &offload).expect("it was validated");
@@ -73,11 +75,8 @@ pub fn offload(data: &[u8]) {
 }
 
 /// All payload once and in order, each segment with lengths and checksums of its own.
-fn check_segments(
-    frame: &[u8],
-    told: &VirtioNetHdr,
-    run: impl FnOnce(&mut dyn FnMut(&[u8], &[u8])) -> Result<usize, wire::Malformed>,
-) {
+fn check_segments(frame: &mut [u8], offload: &Offload) {
+    let told = offload.header();
     let headers_len = usize::from(told.hdr_len.get());
     let start = usize::from(told.csum_start.get());
     let mut payload = Vec::new();
@@ -90,7 +89,7 @@ fn check_segments(
         let whole = [headers, piece].concat();
         check_packet(&whole, start, told.gso() != GSO_UDP_L4);
     };
-    match run(&mut emit) {
+    match cut(frame, offload, &mut Identifications::default(), &mut emit) {
         Ok(count) => {
             assert_eq!(count, emitted);
             assert_eq!(payload, frame[headers_len..], "another payload");
@@ -100,15 +99,65 @@ fn check_segments(
     }
 }
 
-fn check_packet(frame: &[u8], transport: usize, is_tcp: bool) {
-    // The network header begins behind up to two tags, and one that was put in.
-    let network = [14, 18, 22, 26].into_iter().find(|&at| {
+/// The datagram once and in order, with its checksum, in fragments with offsets and lengths of their own.
+fn check_fragments(mut frame: Vec<u8>, offload: &Offload) {
+    let told = offload.header();
+    let size = usize::from(told.gso_size.get());
+    assert!(size > 0 && size.is_multiple_of(8), "fragments of {size} bytes");
+    let network = network(&frame);
+    let is_v4 = frame[network] >> 4 == 4;
+    let mut finished = frame.clone();
+    complete_checksum(&mut finished, offload).expect("it was validated");
+    let mut payload = Vec::new();
+    let mut emitted = 0;
+    let mut last = false;
+    let mut emit = |headers: &[u8], piece: &[u8]| {
+        assert!((1..=size).contains(&piece.len()) && !last);
+        let packet = [&headers[network..], piece].concat();
+        let word = |at: usize| u16::from_be_bytes([packet[at], packet[at + 1]]);
+        let offset = if is_v4 {
+            let view = ipv4::Ipv4View::new_checked(&packet).expect("a fragment's IPv4 header");
+            assert!(view.checksum_is_correct(), "the IPv4 header's checksum");
+            assert_eq!(usize::from(word(2)), packet.len());
+            last = word(6) & 0x2000 == 0;
+            usize::from(word(6) & 0x1fff) * 8
+        } else {
+            assert_eq!(usize::from(word(4)) + ipv6::HEADER_LEN, packet.len());
+            let found = ipv6::transport(&packet).expect("a fragment's headers");
+            assert_eq!(found.protocol, ipv6::NEXT_FRAGMENT);
+            assert_eq!(found.offset + 8, headers.len() - network);
+            last = word(found.offset + 2) & 1 == 0;
+            usize::from(word(found.offset + 2) & 0xfff8)
+        };
+        assert_eq!(offset, payload.len(), "the fragment's offset");
+        payload.extend_from_slice(piece);
+        emitted += 1;
+    };
+    match cut(&mut frame, offload, &mut Identifications::default(), &mut emit) {
+        Ok(count) => {
+            assert!(count == emitted && (2..=128).contains(&count) && last);
+            assert!(finished.ends_with(&payload), "another datagram");
+            assert!(payload.len() >= frame.len() - usize::from(told.csum_start.get()));
+        }
+        // A frame whose tag made it longer than a packet can be.
+        Err(_) => assert_eq!(emitted, 0),
+    }
+}
+
+/// The network header begins behind up to two tags, and one that was put in.
+fn network(frame: &[u8]) -> usize {
+    let mut places = [14, 18, 22, 26].into_iter();
+    let found = places.find(|&at| {
         matches!(
             (u16::from_be_bytes([frame[at - 2], frame[at - 1]]), frame[at] >> 4),
             (0x0800, 4) | (0x86dd, 6)
         )
     });
-    let network = network.expect("a network header");
+    found.expect("a network header")
+}
+
+fn check_packet(frame: &[u8], transport: usize, is_tcp: bool) {
+    let network = network(frame);
     let packet = &frame[network..];
     let covered = &frame[transport..];
     let protocol = if is_tcp { ipv4::PROTOCOL_TCP } else { ipv4::PROTOCOL_UDP };

@@ -19,6 +19,9 @@ pub const NEXT_DESTINATION_OPTIONS: u8 = 60;
 /// Bytes of [`Ipv6Header`].
 pub const HEADER_LEN: usize = 40;
 
+/// Extension headers that are walked over.
+const MOST_HEADERS: usize = 8;
+
 /// The fixed header.
 #[derive(
     Clone,
@@ -79,7 +82,6 @@ pub struct Transport {
 /// when they reach beyond `bytes`, or there are more than 8.
 #[must_use]
 pub fn transport(bytes: &[u8]) -> Option<Transport> {
-    const MOST_HEADERS: usize = 8;
     let mut protocol = *bytes.get(6)?;
     let mut offset = HEADER_LEN;
     for _ in 0..=MOST_HEADERS {
@@ -89,6 +91,36 @@ pub fn transport(bytes: &[u8]) -> Option<Transport> {
         let &[next, words] = bytes.get(offset..)?.first_chunk()?;
         protocol = next;
         offset += (usize::from(words) + 1) * 8;
+    }
+    None
+}
+
+/// The headers that every fragment of a packet repeats (RFC 8200 §4.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PerFragmentHeaders {
+    /// Bytes from the first of the IPv6 header.
+    pub len: usize,
+    /// Where the last of them names what follows, from the first byte of the IPv6 header.
+    pub next_header: usize,
+}
+
+/// All headers up to the last routing header, else the hop-by-hop options, else the IPv6 header alone, of a packet that
+/// begins with `bytes`. `None` when they reach beyond `bytes`, or there are more than 8.
+#[must_use]
+pub fn per_fragment_headers(bytes: &[u8]) -> Option<PerFragmentHeaders> {
+    let mut found = PerFragmentHeaders { len: HEADER_LEN, next_header: 6 };
+    let mut protocol = *bytes.get(found.next_header)?;
+    let mut offset = HEADER_LEN;
+    for _ in 0..=MOST_HEADERS {
+        if !matches!(protocol, NEXT_HOP_BY_HOP | NEXT_ROUTING | NEXT_DESTINATION_OPTIONS) {
+            return Some(found);
+        }
+        let &[next, words] = bytes.get(offset..)?.first_chunk()?;
+        let len = offset + (usize::from(words) + 1) * 8;
+        if protocol != NEXT_DESTINATION_OPTIONS {
+            found = PerFragmentHeaders { len, next_header: offset };
+        }
+        (protocol, offset) = (next, len);
     }
     None
 }

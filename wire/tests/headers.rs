@@ -115,12 +115,22 @@ proptest! {
         packet.extend_from_slice(&body);
         let view = Ipv6View::new_checked(&packet).unwrap();
         prop_assert_eq!(view.transport(), Ok((6, &payload[..])));
+        // Every fragment repeats what comes up to the last header that routers look at.
+        let repeated = chain.iter().rposition(|(kind, _)| *kind != 60).map_or(0, |last| last + 1);
+        let len = |headers: usize| -> usize {
+            40 + chain[..headers].iter().map(|(_, words)| 8 + usize::from(*words) * 8).sum::<usize>()
+        };
+        let found = wire::ipv6::per_fragment_headers(&packet).unwrap();
+        prop_assert_eq!(found.len, len(repeated));
+        prop_assert_eq!(found.next_header, repeated.checked_sub(1).map_or(6, len));
         // Cut anywhere, the walk ends in an error or finds the same place.
         for end in 40..packet.len() {
             match wire::ipv6::transport(&packet[..end]) {
                 Some(found) => prop_assert_eq!((found.protocol, found.offset), (6, packet.len() - payload.len())),
                 None => prop_assert!(end < packet.len() - payload.len()),
             }
+            let cut = wire::ipv6::per_fragment_headers(&packet[..end]);
+            prop_assert!(cut.is_none_or(|cut| cut == found));
         }
     }
 
@@ -226,6 +236,7 @@ proptest! {
         let _ = EchoView::new_checked(&bytes).map(|view| view.payload().len());
         let _ = ArpPacket::new_checked(&bytes);
         let _ = wire::ipv6::transport(&bytes);
+        let _ = wire::ipv6::per_fragment_headers(&bytes);
     }
 }
 
@@ -273,6 +284,7 @@ fn more_extension_headers_than_anyone_sends_are_not_walked() {
     }
     packet.extend_from_slice(&[6, 0, 0, 0, 0, 0, 0, 0]);
     assert_eq!(wire::ipv6::transport(&packet), None);
+    assert_eq!(wire::ipv6::per_fragment_headers(&packet), None);
 }
 
 #[test]

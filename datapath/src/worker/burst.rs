@@ -483,7 +483,7 @@ fn send(
     match &to.device {
         Device::Vhost(vhost) => to_vhost::deliver(context, to, vhost, batch, jobs, storage),
         Device::Kernel(kernel) => {
-            to_kernel::deliver(context, to, kernel, batch, jobs, storage.linear());
+            to_kernel::deliver(context, to, kernel, batch, jobs, storage.for_cutting());
         }
         Device::Internal(_) => {
             // By a static entry. The VLAN is the one that untagged frames have.

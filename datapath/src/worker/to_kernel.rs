@@ -8,7 +8,7 @@ use super::outputs::Job;
 use super::patience::patiently;
 use super::shape::{Shaped, linearize, shape};
 use crate::counters::Counters;
-use crate::offload::{OffloadSet, complete_checksum, segment};
+use crate::offload::{Identifications, OffloadSet, complete_checksum, cut};
 use crate::port::gather::MAX_PIECES;
 use crate::port::kernel::{KernelPort, KernelQueue};
 use crate::snapshot::Port;
@@ -19,7 +19,7 @@ pub(crate) fn deliver(
     kernel: &KernelPort,
     batch: &Batch<'_, '_>,
     jobs: &[Job],
-    linear: &mut [u8],
+    (linear, identifications): (&mut [u8], &mut Identifications),
 ) {
     let counters = &port.counters[context.worker];
     let queue = kernel.queue_of(context.worker);
@@ -33,7 +33,7 @@ pub(crate) fn deliver(
         let result = if shaped.len > port.longest && !shaped.offload.is_gso() {
             Err(DropReason::TooLong)
         } else {
-            deliver_one(&mut queue, counters, batch, &shaped, linear)
+            deliver_one(&mut queue, counters, batch, &shaped, linear, identifications)
         };
         if let Err(reason) = result {
             if reason == DropReason::GuestMemory {
@@ -50,6 +50,7 @@ fn deliver_one(
     batch: &Batch<'_, '_>,
     shaped: &Shaped<'_, '_>,
     linear: &mut [u8],
+    identifications: &mut Identifications,
 ) -> Result<(), DropReason> {
     let offload = shaped.offload;
     let fits = offload.fits(OffloadSet::KERNEL_TAKES);
@@ -65,12 +66,12 @@ fn deliver_one(
         let shaped = Shaped { offload, ..Shaped::private([frame, &[], &[]]) };
         send(queue, counters, &shaped)
     } else if offload.is_gso() {
-        let segments = segment(frame, &offload, |headers, payload| {
+        let pieces = cut(frame, &offload, identifications, |headers, payload| {
             if let Err(reason) = send(queue, counters, &Shaped::private([headers, payload, &[]])) {
                 counters.drop(reason, 1);
             }
         });
-        segments.map(drop).map_err(|_| DropReason::SegmentationFailed)
+        pieces.map(drop).map_err(|_| DropReason::SegmentationFailed)
     } else {
         complete_checksum(frame, &offload).map_err(|_| DropReason::Malformed)?;
         send(queue, counters, &Shaped::private([frame, &[], &[]]))

@@ -12,7 +12,7 @@ use super::outputs::Job;
 use super::patience::patiently;
 use super::shape::{Shaped, linearize, shape};
 use crate::counters::Counters;
-use crate::offload::{Offload, complete_checksum, segment};
+use crate::offload::{Identifications, Offload, complete_checksum, cut};
 use crate::port::vhost_user::VhostPort;
 use crate::port::vhost_user::queue::{Live, Queue};
 use crate::snapshot::Port;
@@ -24,15 +24,25 @@ const FULL_TRIES: usize = 32;
 pub(crate) struct Storage {
     chains: ChainBuf,
     linear: Box<[u8]>,
+    identifications: Identifications,
 }
 
 impl Storage {
     pub(crate) fn new() -> Self {
-        Self { chains: ChainBuf::new(), linear: vec![0; MAX_FRAME + 64].into() }
+        Self {
+            chains: ChainBuf::new(),
+            linear: vec![0; MAX_FRAME + 64].into(),
+            identifications: Identifications::default(),
+        }
     }
 
     pub(crate) fn linear(&mut self) -> &mut [u8] {
         &mut self.linear
+    }
+
+    /// What cutting a frame takes: room for it, and identifications.
+    pub(crate) fn for_cutting(&mut self) -> (&mut [u8], &mut Identifications) {
+        (&mut self.linear, &mut self.identifications)
     }
 }
 
@@ -116,7 +126,7 @@ fn deliver_queue(
         counters.drop(DropReason::RxRingDown, jobs.len() as u64);
         return;
     };
-    let Storage { chains, linear } = storage;
+    let Storage { chains, linear, identifications } = storage;
     let mut writer = Writer {
         live,
         chains,
@@ -128,7 +138,7 @@ fn deliver_queue(
         bytes: 0,
         known_full: false,
     };
-    let result = writer.all(jobs, linear).and_then(|()| writer.publish());
+    let result = writer.all(jobs, linear, identifications).and_then(|()| writer.publish());
     let result = result.map_err(|fault| {
         // What is in memory that is gone makes no sense.
         if writer.live.memory.is_poisoned() { Fault::Memory } else { fault }
@@ -161,7 +171,12 @@ struct Writer<'w, 'b, 'm> {
 }
 
 impl Writer<'_, '_, '_> {
-    fn all(&mut self, jobs: &[Job], linear: &mut [u8]) -> Result<(), Fault> {
+    fn all(
+        &mut self,
+        jobs: &[Job],
+        linear: &mut [u8],
+        identifications: &mut Identifications,
+    ) -> Result<(), Fault> {
         let mut next = 0;
         loop {
             next += self.plain(&jobs[next..])?;
@@ -176,7 +191,7 @@ impl Writer<'_, '_, '_> {
             } else {
                 let offload = shaped.offload;
                 let frame = linearize(&shaped, linear);
-                self.finished(frame, &offload)?;
+                self.finished(frame, &offload, identifications)?;
             }
         }
     }
@@ -226,7 +241,12 @@ impl Writer<'_, '_, '_> {
     }
 
     /// A frame that the driver cannot take as it is, with the work done.
-    fn finished(&mut self, frame: &mut [u8], offload: &Offload) -> Result<(), Fault> {
+    fn finished(
+        &mut self,
+        frame: &mut [u8],
+        offload: &Offload,
+        identifications: &mut Identifications,
+    ) -> Result<(), Fault> {
         if !offload.is_gso() {
             return match complete_checksum(frame, offload) {
                 Ok(()) => self.frame(&Shaped::private([frame, &[], &[]])),
@@ -237,12 +257,12 @@ impl Writer<'_, '_, '_> {
             };
         }
         let mut result = Ok(());
-        let segments = segment(frame, offload, |headers, payload| {
+        let pieces = cut(frame, offload, identifications, |headers, payload| {
             if result.is_ok() {
                 result = self.frame(&Shaped::private([headers, payload, &[]]));
             }
         });
-        if segments.is_err() {
+        if pieces.is_err() {
             self.counters.drop(DropReason::SegmentationFailed, 1);
         }
         result

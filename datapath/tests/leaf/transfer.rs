@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Instant;
 
-use datapath::offload::{OffloadSet, complete_checksum, segment, validate};
+use datapath::offload::{Identifications, OffloadSet, complete_checksum, cut, validate};
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use wire::VirtioNetHdr;
 
@@ -57,6 +57,7 @@ pub fn carry(from: &mut dyn Link, to: &mut dyn Link, takes: OffloadSet, carried:
     let mut buf = vec![0; BUFFER];
     let mut hdr = VirtioNetHdr::default();
     let done = VirtioNetHdr::default();
+    let mut identifications = Identifications::default();
     loop {
         let len = match from.recv(&mut hdr, &mut buf) {
             Ok(len) => len,
@@ -73,7 +74,7 @@ pub fn carry(from: &mut dyn Link, to: &mut dyn Link, takes: OffloadSet, carried:
             deliver(to, &offload.header(), &[frame]);
         } else if offload.is_gso() {
             carried.large += 1;
-            carried.segments += segment(frame, &offload, |headers, payload| {
+            carried.segments += cut(frame, &offload, &mut identifications, |headers, payload| {
                 assert_finished(&[headers, payload].concat());
                 deliver(to, &done, &[headers, payload]);
             })

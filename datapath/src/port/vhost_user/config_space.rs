@@ -24,9 +24,11 @@ const FEATURES: u64 = virtio::F_VERSION_1
     | virtio::NET_F_HOST_TSO4
     | virtio::NET_F_HOST_TSO6
     | virtio::NET_F_HOST_ECN
+    | virtio::NET_F_HOST_UFO
     | virtio::NET_F_GUEST_TSO4
     | virtio::NET_F_GUEST_TSO6
     | virtio::NET_F_GUEST_ECN
+    | virtio::NET_F_GUEST_UFO
     | virtio::NET_F_HOST_USO
     | virtio::NET_F_GUEST_USO4
     | virtio::NET_F_GUEST_USO6
