@@ -81,6 +81,9 @@ pub struct Args {
     /// Mode of vhost-user sockets, octal, where the port names none
     #[arg(long, env = "NETLOOM_SOCKET_MODE", value_name = "MODE", value_parser = octal)]
     pub socket_mode: Option<u32>,
+    /// SELinux context of vhost-user sockets, where the port names none
+    #[arg(long, env = "NETLOOM_SOCKET_CONTEXT", value_name = "CONTEXT")]
+    pub socket_context: Option<String>,
     /// Guests that a network's hub socket takes; 0: no hub sockets
     #[arg(long, env = "NETLOOM_HUB_GUESTS", value_name = "N")]
     pub hub_guests: Option<usize>,
@@ -192,6 +195,7 @@ struct FilePorts {
     socket_owner: Option<String>,
     socket_group: Option<String>,
     socket_mode: Option<u32>,
+    socket_context: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -224,6 +228,7 @@ pub struct Config {
     pub socket_owner: Option<String>,
     pub socket_group: Option<String>,
     pub socket_mode: u32,
+    pub socket_context: Option<String>,
     /// How many guests a hub socket takes; without any there are no hub sockets.
     pub hub_guests: usize,
     pub hub_queue_pairs: u16,
@@ -247,6 +252,7 @@ impl Default for Config {
             socket_owner: None,
             socket_group: None,
             socket_mode: 0o660,
+            socket_context: None,
             hub_guests: 64,
             hub_queue_pairs: 1,
         }
@@ -324,6 +330,7 @@ impl Config {
             socket_owner: args.socket_owner.clone().or(file.ports.socket_owner),
             socket_group: args.socket_group.clone().or(file.ports.socket_group),
             socket_mode: args.socket_mode.or(file.ports.socket_mode).unwrap_or(default.socket_mode),
+            socket_context: args.socket_context.clone().or(file.ports.socket_context),
             hub_guests: args.hub_guests.or(file.hub.guests).unwrap_or(default.hub_guests),
             hub_queue_pairs: args
                 .hub_queue_pairs
@@ -379,6 +386,12 @@ impl Config {
         if let Some(owner) = &self.socket_owner {
             crate::account::user(owner).map_err(|error| ConfigError::Value {
                 key: "ports.socket_owner",
+                message: error.to_string(),
+            })?;
+        }
+        if let Some(context) = &self.socket_context {
+            crate::selinux::check(context).map_err(|error| ConfigError::Value {
+                key: "ports.socket_context",
                 message: error.to_string(),
             })?;
         }
@@ -438,6 +451,7 @@ mod tests {
             ("[hub]\nguests = 5000\n", "hub.guests"),
             ("[hub]\nqueue_pairs = 0\n", "hub.queue_pairs"),
             ("[ports]\nsocket_owner = 'no-such-user-here'\n", "ports.socket_owner"),
+            ("[ports]\nsocket_context = 'no:such:context'\n", "ports.socket_context"),
         ] {
             let error = load(text, &Args::default()).expect_err(text).to_string();
             assert!(error.starts_with(key), "{error}");
@@ -456,7 +470,7 @@ mod tests {
                 let bare = line.strip_prefix('#').unwrap_or(line);
                 if bare.contains(" = ") && !bare.starts_with(' ') { bare } else { line }
             })
-            .filter(|line| !line.contains("group") && !line.contains("owner"))
+            .filter(|line| !["group", "owner", "context"].iter().any(|word| line.contains(word)))
             .fold(String::new(), |all, line| all + line + "\n");
         load(&all, &Args::default()).expect("example with everything switched on");
     }

@@ -12,5 +12,6 @@ pub mod handover;
 pub mod host;
 pub mod log;
 pub mod network;
+pub mod selinux;
 pub mod socket;
 pub mod store;

@@ -19,11 +19,10 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use thiserror::Error;
 
 use crate::account::{self, AccountError};
+use crate::selinux::{self, SelinuxError};
 
 /// Longest path that fits into `sun_path` with its final zero (unix(7)).
 pub const MAX_PATH: usize = 107;
-/// There only while SELinux is enabled.
-const SELINUX: &str = "/sys/fs/selinux/enforce";
 const SELINUX_XATTR: &str = "security.selinux";
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -39,10 +38,12 @@ pub enum SocketError {
     NotASocket(PathBuf),
     #[error("another process listens on {}", .0.display())]
     InUse(PathBuf),
-    #[error("this host has no SELinux to give {} the context {context:?}", path.display())]
-    NoSelinux { path: PathBuf, context: String },
-    #[error("SELinux does not take {context:?} for {}: {source}", path.display())]
-    Context { path: PathBuf, context: String, source: io::Error },
+    #[error("cannot see whether anybody listens on {}: {source}", path.display())]
+    Unseen { path: PathBuf, source: io::Error },
+    #[error("cannot give {} the context {context:?}: {source}", path.display())]
+    Context { path: PathBuf, context: String, source: SelinuxError },
+    #[error("SELinux does not let {} have the context {context:?}: {source}", path.display())]
+    Relabel { path: PathBuf, context: String, source: io::Error },
 }
 
 impl SocketError {
@@ -51,15 +52,27 @@ impl SocketError {
     pub fn remedy(&self) -> Option<String> {
         match self {
             Self::NotASocket(path) => Some(format!("remove {}", path.display())),
-            Self::NoSelinux { .. } => {
+            Self::Unseen { path, .. } => Some(format!(
+                "let the daemon write to {0} (its SELinux domain too), or remove {0} if nobody listens",
+                path.display()
+            )),
+            Self::Context { source: SelinuxError::Absent, .. } => {
                 Some("leave the context out; owner, group and mode say who may connect".to_owned())
             }
-            Self::Context { .. } => Some(
+            Self::Context { source: SelinuxError::Unknown, .. } => Some(
                 "write USER:ROLE:TYPE:LEVEL as the loaded policy knows them, for example \
                  system_u:object_r:svirt_image_t:s0"
                     .to_owned(),
             ),
-            Self::Io { .. } | Self::Account(_) | Self::InUse(_) => None,
+            Self::Relabel { .. } => Some(
+                "the daemon's domain needs the permissions relabelfrom and relabelto for sock_file; \
+                 `ausearch -m avc -c vswitchd` shows what was denied"
+                    .to_owned(),
+            ),
+            Self::Context { source: SelinuxError::Io(_), .. }
+            | Self::Io { .. }
+            | Self::Account(_)
+            | Self::InUse(_) => None,
         }
     }
 
@@ -69,8 +82,8 @@ impl SocketError {
         matches!(
             self,
             Self::Account(AccountError::Unknown { .. })
-                | Self::NoSelinux { .. }
-                | Self::Context { .. }
+                | Self::Context { source: SelinuxError::Absent | SelinuxError::Unknown, .. }
+                | Self::Relabel { .. }
         )
     }
 }
@@ -96,17 +109,17 @@ impl Access {
         })
     }
 
-    /// Whether the host has what the context needs.
+    /// Whether the host knows the context.
     ///
     /// # Errors
-    /// [`SocketError::NoSelinux`].
+    /// [`SocketError::Context`].
     pub fn check_host(&self, path: &Path) -> Result<(), SocketError> {
-        match &self.selinux {
-            Some(context) if !Path::new(SELINUX).exists() => {
-                Err(SocketError::NoSelinux { path: path.to_owned(), context: context.clone() })
-            }
-            _ => Ok(()),
-        }
+        let Some(context) = &self.selinux else { return Ok(()) };
+        selinux::check(context).map_err(|source| SocketError::Context {
+            path: path.to_owned(),
+            context: context.clone(),
+            source,
+        })
     }
 }
 
@@ -181,7 +194,7 @@ fn dress(path: &Path, access: &Access) -> Result<(), SocketError> {
         // As libselinux writes it: with the final zero.
         let value = [context.as_bytes(), &[0]].concat();
         rustix::fs::setxattr(path, SELINUX_XATTR, &value, XattrFlags::empty()).map_err(
-            |error| SocketError::Context {
+            |error| SocketError::Relabel {
                 path: path.to_owned(),
                 context: context.clone(),
                 source: error.into(),
@@ -213,6 +226,9 @@ pub fn remove_stale(path: &Path) -> Result<(), SocketError> {
         .and_then(|socket| rustix::net::connect(&socket, &SocketAddrUnix::new(path)?));
     match found {
         Err(Errno::CONNREFUSED) => std::fs::remove_file(path).map_err(failed("remove")),
+        Err(error @ (Errno::ACCESS | Errno::PERM)) => {
+            Err(SocketError::Unseen { path: path.to_owned(), source: error.into() })
+        }
         _ => Err(SocketError::InUse(path.to_owned())),
     }
 }

@@ -182,6 +182,7 @@ impl Manager {
         let wanted = SocketAccess {
             owner: wanted.owner.clone().or_else(|| self.config.socket_owner.clone()),
             group: wanted.group.clone().or_else(|| self.config.socket_group.clone()),
+            selinux: wanted.selinux.clone().or_else(|| self.config.socket_context.clone()),
             ..wanted.clone()
         };
         Access::new(&wanted, self.config.socket_mode)
