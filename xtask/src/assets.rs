@@ -16,6 +16,8 @@ use crate::phase::quiet;
 /// Modules that a guest needs for its network card, IPv6, bridges and VLANs, without their dependencies.
 const UML_MODULES: &[&str] = &["virtio_net", "ipv6", "bridge", "8021q"];
 const QEMU_MODULES: &[&str] = &["virtio_ring", "virtio_pci", "virtio_net"];
+/// What vswitchd needs where a guest is its host. Such a guest loads them itself.
+const HOST_MODULES: &[&str] = &["nft_chain_nat", "nft_ct", "nft_reject_inet", "tun"];
 
 /// Directory of the assets; `netns-tests` finds them here too.
 pub(crate) fn directory() -> PathBuf {
@@ -30,7 +32,7 @@ pub(crate) fn make() -> anyhow::Result<()> {
     let dir = directory();
     fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
     let stamp = dir.join("stamp");
-    let wanted = format!("{INIT}{UML_MODULES:?}{QEMU_MODULES:?}");
+    let wanted = format!("{INIT}{UML_MODULES:?}{QEMU_MODULES:?}{HOST_MODULES:?}");
     if fs::read_to_string(&stamp).is_ok_and(|made| made == wanted) {
         return Ok(());
     }
@@ -42,7 +44,7 @@ pub(crate) fn make() -> anyhow::Result<()> {
 
 fn uml(dir: &Path) -> anyhow::Result<()> {
     let modules = only_entry(Path::new("/usr/lib/uml/modules"))?;
-    initramfs(&modules, UML_MODULES, &dir.join("uml.initramfs"))
+    initramfs(&modules, UML_MODULES, &[], &dir.join("uml.initramfs"))
 }
 
 /// The cloud kernel is unpacked, not installed.
@@ -68,14 +70,15 @@ fn qemu(dir: &Path) -> anyhow::Result<()> {
     let modules = only_entry(&root.join("lib/modules"))?;
     let version = modules.file_name().and_then(|name| name.to_str()).context("kernel version")?;
     quiet(Command::new("depmod").arg("-b").arg(&root).arg(version))?;
-    initramfs(&modules, QEMU_MODULES, &dir.join("qemu.initramfs"))?;
+    initramfs(&modules, QEMU_MODULES, HOST_MODULES, &dir.join("qemu.initramfs"))?;
     fs::copy(root.join(format!("boot/vmlinuz-{version}")), dir.join("vmlinuz"))?;
     fs::remove_dir_all(&work)?;
     Ok(())
 }
 
 /// BusyBox, `init` and the modules in the order of their dependencies, as a compressed newc archive.
-fn initramfs(modules: &Path, wanted: &[&str], image: &Path) -> anyhow::Result<()> {
+/// `init` loads what is named in `/modules`; `/modules.host` names `host`.
+fn initramfs(modules: &Path, wanted: &[&str], host: &[&str], image: &Path) -> anyhow::Result<()> {
     let root = tempdir(image.parent().context("image path")?, "initramfs")?;
     for dir in ["bin", "dev", "etc", "proc", "sys", "tmp", "lib/modules", "var/run"] {
         fs::create_dir_all(root.join(dir))?;
@@ -85,14 +88,16 @@ fn initramfs(modules: &Path, wanted: &[&str], image: &Path) -> anyhow::Result<()
         fs::write(root.join(path), text)?;
         fs::set_permissions(root.join(path), fs::Permissions::from_mode(0o755))?;
     }
-    let mut order = String::new();
-    for module in load_order(modules, wanted)? {
-        let name = module.file_name().and_then(|name| name.to_str()).context("module name")?;
-        fs::copy(modules.join(&module), root.join("lib/modules").join(name))?;
-        order.push_str(name);
-        order.push('\n');
+    for (list, wanted) in [("modules", wanted), ("modules.host", host)] {
+        let mut order = String::new();
+        for module in load_order(modules, wanted)? {
+            let name = module.file_name().and_then(|name| name.to_str()).context("module name")?;
+            fs::copy(modules.join(&module), root.join("lib/modules").join(name))?;
+            order.push_str(name);
+            order.push('\n');
+        }
+        fs::write(root.join(list), order)?;
     }
-    fs::write(root.join("modules"), order)?;
     let partial = image.with_extension("partial");
     let archive = fs::File::create(&partial)?;
     let status = Command::new("sh")

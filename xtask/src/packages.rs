@@ -13,6 +13,7 @@ use crate::phase::quiet;
 pub(crate) const LAB: &[&str] = &[
     "bind9-dnsutils",
     "busybox-static",
+    "checkpolicy",
     "cpio",
     "dnsmasq-base",
     "dpdk-dev",

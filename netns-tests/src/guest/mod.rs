@@ -2,6 +2,7 @@
 //! test says what to run inside and does not care which kind of guest it is.
 
 mod console;
+mod files;
 mod namespace;
 pub mod qemu;
 mod qmp;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 
+pub use files::Files;
 pub use namespace::Namespace;
 pub use qemu::Qemu;
 pub use qmp::Qmp;

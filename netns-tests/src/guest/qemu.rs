@@ -12,7 +12,7 @@ use wire::MacAddr;
 
 use super::console::Console;
 use super::slot::Slot;
-use super::{Guest, Qmp, Ran};
+use super::{Files, Guest, Qmp, Ran};
 use crate::process::Process;
 use crate::record::run;
 use crate::wait;
@@ -47,17 +47,19 @@ pub enum Announcer {
 
 /// How a machine differs from the usual one.
 #[derive(Clone, Copy, Debug)]
-struct Machine {
+struct Machine<'a> {
     /// Options of the cards' sockets.
     socket: &'static str,
     announcer: Announcer,
     /// Where a guest is to come from.
     incoming: Option<&'static str>,
+    /// What its kernel is told, and what the guest has, beside the usual.
+    host: Option<(&'a str, &'a Files)>,
 }
 
-impl Default for Machine {
+impl Default for Machine<'_> {
     fn default() -> Self {
-        Self { socket: ",reconnect=1", announcer: Announcer::Guest, incoming: None }
+        Self { socket: ",reconnect=1", announcer: Announcer::Guest, incoming: None, host: None }
     }
 }
 
@@ -139,7 +141,15 @@ impl Qemu {
         Self::power_on(name, nics, &Machine { announcer, incoming, ..Machine::default() })
     }
 
-    fn boot(name: &str, nics: &[Nic<'_>], machine: &Machine) -> anyhow::Result<Self> {
+    /// A machine without cards, on which these files are and whose kernel is told this; it has two processors.
+    ///
+    /// # Errors
+    /// When the kernel does not come up within two minutes.
+    pub fn host(name: &str, kernel: &str, files: &Files) -> anyhow::Result<Self> {
+        Self::boot(name, &[], &Machine { host: Some((kernel, files)), ..Machine::default() })
+    }
+
+    fn boot(name: &str, nics: &[Nic<'_>], machine: &Machine<'_>) -> anyhow::Result<Self> {
         let slot = Slot::take()?;
         let mut qemu = Self::power_on(name, nics, machine)?;
         qemu.slot = Some(slot);
@@ -150,9 +160,14 @@ impl Qemu {
         Ok(qemu)
     }
 
-    fn power_on(name: &str, nics: &[Nic<'_>], machine: &Machine) -> anyhow::Result<Self> {
+    fn power_on(name: &str, nics: &[Nic<'_>], machine: &Machine<'_>) -> anyhow::Result<Self> {
         let dir = run().directory(name);
-        let processors = nics.iter().map(|nic| nic.queue_pairs).max().unwrap_or(1);
+        let processors = nics.iter().map(|nic| nic.queue_pairs).max().unwrap_or(2);
+        let initramfs = super::super::asset("qemu.initramfs")?;
+        let (words, initramfs) = match machine.host {
+            Some((words, files)) => (words, files.initramfs(&initramfs)?),
+            None => ("", initramfs),
+        };
         let mut command = Command::new("qemu-system-x86_64");
         command
             .args(["-smp", &processors.to_string()])
@@ -166,8 +181,9 @@ impl Qemu {
             .arg("-kernel")
             .arg(super::super::asset("vmlinuz")?)
             .arg("-initrd")
-            .arg(super::super::asset("qemu.initramfs")?)
-            .args(["-append", "console=ttyS0 rdinit=/init quiet panic=-1"])
+            .arg(initramfs)
+            .arg("-append")
+            .arg(format!("console=ttyS0 rdinit=/init quiet panic=-1 {words}"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
         let switch = |on| if on { "on" } else { "off" };
