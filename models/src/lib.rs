@@ -7,7 +7,7 @@
 //! | `epoch` | `datapath/src/epoch.rs` | nobody touches an old snapshot after the wait for its successor; a sleeping worker is woken for it |
 //! | `sleeper` | `datapath/src/sleeper.rs` | nothing that was given lies there while its taker sleeps |
 //! | `quarantine` | `datapath/src/port/vhost_user/quarantine.rs` | one of several faults is told; a port that is out of service has a reason |
-//! | `fdb` | `switch/src/fdb/` | a reader gets a port that was stored for its key; a station has one entry, which is in the books |
+//! | `fdb` | `switch/src/fdb/` | a reader gets a port that was stored for its key; a station has one entry, which is in the books; who asks after a change is told |
 //! | `table` | `switch/src/fdb/table.rs` | who reads a new number of buckets finds what has moved there |
 //!
 //! A model counts when it was seen to fail: `docs/security.md` says of each what was broken for that. Loom compares an access with

@@ -16,7 +16,7 @@ use loom::thread;
 use switch::{PortIndex, Seconds};
 use wire::{MacAddr, Vid};
 
-use fdb::{Fdb, Learned};
+use fdb::{Fdb, Key, Learned};
 
 const ONE: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
 const TWO: MacAddr = MacAddr([2, 0, 0, 0, 0, 2]);
@@ -114,5 +114,32 @@ fn a_flush_beside_learning_leaves_a_table_that_agrees_with_itself() {
         assert_eq!(find(&fdb, TWO), None);
         assert_eq!(fdb.stats().entries, fdb.entries().len());
         assert_eq!(find(&fdb, ONE).is_some(), fdb.entries().len() == 1);
+    });
+}
+
+/// A conversation is looked at again while its destination moves: whoever asks after the move is told.
+#[test]
+fn a_pair_that_was_looked_at_during_a_change_is_not_good_after_it() {
+    model(|| {
+        let fdb = Arc::new(Fdb::with_seed(10, [1, 2, 3, 4]));
+        learn(&fdb, ONE, 1, 8);
+        learn(&fdb, TWO, 2, 8);
+        let key = |mac: MacAddr| {
+            let [a, b, c, d, e, f] = mac.0;
+            Key::from_number(u64::from_be_bytes([0, 0, a, b, c, d, e, f]), Vid::NONE)
+        };
+        let ends = ((key(ONE), PortIndex(1)), (key(TWO), PortIndex(2)));
+        let mut pair = fdb.pair(ends.0, ends.1, NOW).expect("both are there");
+        let next = Seconds(NOW.0 + 1);
+        let worker = thread::spawn({
+            let fdb = Arc::clone(&fdb);
+            move || {
+                fdb.is_still(&mut pair, next);
+                pair
+            }
+        });
+        learn(&fdb, TWO, 3, 8);
+        let mut pair = worker.join().expect("a worker");
+        assert!(!fdb.is_still(&mut pair, next), "the destination is elsewhere");
     });
 }

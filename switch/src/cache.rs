@@ -7,7 +7,7 @@
 //!
 //! ```text
 //!   port, 16 bytes ──128-bit product──► one of two entries: key │ source's word, destination's word │ output
-//!                                                                   ▲ still in the table? (one load each)
+//!                                                                   ▲ still in the table? (looked at after a change of it)
 //! ```
 
 use std::hash::{BuildHasher, RandomState};
@@ -15,7 +15,7 @@ use std::hash::{BuildHasher, RandomState};
 use wire::ipv4;
 
 use crate::decision::Egress;
-use crate::fdb::{Fdb, Held, Key};
+use crate::fdb::{Fdb, Key, Pair};
 use crate::{PortIndex, Seconds, TagOp};
 
 const INDEX_BITS: u32 = 14;
@@ -39,8 +39,7 @@ const DISPLACE: u32 = 8;
 #[repr(C, align(64))]
 struct Entry {
     key: FlowKey,
-    src: Held,
-    dst: Held,
+    pair: Pair,
     egress: Egress,
     /// Where the IPv4 header would begin; 0 when frames of the flow are never trapped.
     trap_at: u8,
@@ -79,8 +78,7 @@ impl Default for DecisionCache {
     fn default() -> Self {
         let nothing = Entry {
             key: FlowKey { first: 0, second: 0, origin: 0 },
-            src: Held::NOTHING,
-            dst: Held::NOTHING,
+            pair: Pair::NOTHING,
             egress: Egress { port: PortIndex(0), tag: TagOp::Keep },
             trap_at: 0,
         };
@@ -127,7 +125,7 @@ impl DecisionCache {
     /// counts as heard.
     #[inline(always)]
     pub(crate) fn recall(
-        &self,
+        &mut self,
         fdb: &Fdb,
         ingress: PortIndex,
         window: &[u8],
@@ -135,20 +133,15 @@ impl DecisionCache {
     ) -> Option<Egress> {
         let key = FlowKey::new(ingress, self.generation, window)?;
         let [place, other] = self.places(&key);
-        let mut entry = &self.entries[place];
+        let place = if self.entries[place].key == key { place } else { other };
+        let entry = &mut self.entries[place];
         if entry.key != key {
-            entry = &self.entries[other];
-            if entry.key != key {
-                return None;
-            }
+            return None;
         }
         if entry.trap_at != 0 && may_ask_dhcp4(window, usize::from(entry.trap_at)) {
             return None;
         }
-        if !fdb.holds(entry.dst) || !fdb.hear_again(entry.src, now) {
-            return None;
-        }
-        Some(entry.egress)
+        fdb.is_still(&mut entry.pair, now).then_some(entry.egress)
     }
 
     /// Keeps a decision: frames of `source` that come in through `ingress` for `destination` leave by `egress`, and in
@@ -161,6 +154,7 @@ impl DecisionCache {
         (egress, destination): (Egress, Key),
         trap_at: Option<usize>,
         window: &[u8],
+        now: Seconds,
     ) {
         let Some(key) = FlowKey::new(ingress, self.generation, window) else { return };
         let free = |place: &usize| {
@@ -177,13 +171,10 @@ impl DecisionCache {
             }
         }
         // The source may not have been learned: the table was busy, or the port's share is used up.
-        let (Some(src), Some(dst)) =
-            (fdb.hold(source, ingress), fdb.hold(destination, egress.port))
-        else {
-            return;
-        };
+        let pair = fdb.pair((source, ingress), (destination, egress.port), now);
+        let Some(pair) = pair else { return };
         let trap_at = trap_at.and_then(|at| u8::try_from(at).ok()).unwrap_or(0);
-        *entry = Entry { key, src, dst, egress, trap_at };
+        *entry = Entry { key, pair, egress, trap_at };
     }
 }
 

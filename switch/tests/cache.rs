@@ -14,7 +14,7 @@ fn recalled(lab: &Lab, cache: &mut DecisionCache, port: u16, frame: &[u8]) -> Op
     let before = lab.bridge.recall(cache, port, frame, lab.now);
     let decision = lab.bridge.decide(port, frame, lab.now);
     if let switch::Verdict::Unicast(egress) = decision.verdict {
-        lab.bridge.remember(cache, port, frame, decision.vlan, egress);
+        lab.bridge.remember(cache, port, frame, decision.vlan, egress, lab.now);
     }
     before.map(|egress| egress.port.0)
 }
@@ -32,7 +32,11 @@ fn a_conversation_is_remembered_until_an_end_of_it_moves() {
     assert_eq!(recalled(&lab, &mut cache, 1, &there), None, "station 2 is behind port 3 now");
     assert_eq!(recalled(&lab, &mut cache, 1, &there), Some(3));
     lab.send(2, 1, 9);
-    assert_eq!(lab.bridge.recall(&cache, PortIndex(1), &there, lab.now), None, "the source moved");
+    assert_eq!(
+        lab.bridge.recall(&mut cache, PortIndex(1), &there, lab.now),
+        None,
+        "the source moved"
+    );
     assert_eq!(recalled(&lab, &mut cache, 1, &there), None);
     assert_eq!(recalled(&lab, &mut cache, 1, &there), Some(3));
     lab.bridge.fdb().flush_port(PortIndex(3));

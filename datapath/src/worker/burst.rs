@@ -408,11 +408,11 @@ impl<'b> Forward<'_, 'b, '_> {
     #[inline(never)]
     fn decide(&mut self, frame: u16, len: u64, window: &[u8]) {
         let (context, port, ingress) = (self.context, self.port, self.batch.ingress);
-        let counters = &port.counters[context.worker];
-        let decision = port.bridge.decide(ingress, window, context.now);
+        let (counters, now) = (&port.counters[context.worker], context.now);
+        let decision = port.bridge.decide(ingress, window, now);
         match decision.verdict {
             Verdict::Unicast(egress) => {
-                port.bridge.remember(self.cache, ingress, window, decision.vlan, egress);
+                port.bridge.remember(self.cache, ingress, window, decision.vlan, egress, now);
                 self.push(frame, len, egress);
             }
             Verdict::Flood(flood) => {

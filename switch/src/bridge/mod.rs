@@ -147,7 +147,7 @@ impl Bridge {
     #[inline(always)]
     pub fn recall(
         &self,
-        cache: &DecisionCache,
+        cache: &mut DecisionCache,
         ingress: PortIndex,
         window: &[u8],
         now: Seconds,
@@ -163,6 +163,7 @@ impl Bridge {
         window: &[u8],
         vlan: Vid,
         egress: Egress,
+        now: Seconds,
     ) {
         let rules = self.vlans.rules(ingress);
         let learning = self.config.mode == Mode::Learning && rules.learns();
@@ -174,6 +175,7 @@ impl Bridge {
             (egress, Key::from_number(headers.dst.0, vlan)),
             trapped.then(|| headers.end()),
             window,
+            now,
         );
     }
 

@@ -18,6 +18,7 @@
 
 mod key;
 mod owners;
+mod pair;
 mod removal;
 mod table;
 
@@ -29,6 +30,7 @@ use wire::{MacAddr, Vid};
 
 pub(crate) use self::key::Key;
 use self::owners::Owners;
+pub(crate) use self::pair::Pair;
 use self::table::{Slot, Table, Word};
 use crate::port::MAX_PORTS;
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -99,19 +101,6 @@ pub struct FdbStats {
     pub static_conflicts: u64,
 }
 
-/// An entry as it was once: place, key and port.
-#[derive(Clone, Copy, Debug)]
-#[repr(C, packed(4))] // So that two of them leave room in a cache line.
-pub(crate) struct Held {
-    slot: Slot,
-    word: Word,
-}
-
-impl Held {
-    /// In no table.
-    pub(crate) const NOTHING: Self = Self { slot: Slot(u32::MAX), word: Word::EMPTY };
-}
-
 /// A static entry could not be added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StaticError {
@@ -164,26 +153,6 @@ impl Fdb {
     #[inline]
     pub(crate) fn find(&self, key: Key) -> Option<PortIndex> {
         self.table.find(key).map(|(_, word)| word.port())
-    }
-
-    /// The entry of a key at `port`, to be asked for again.
-    pub(crate) fn hold(&self, key: Key, port: PortIndex) -> Option<Held> {
-        let (slot, word) = self.table.find(key).filter(|(_, word)| word.port() == port)?;
-        Some(Held { slot, word })
-    }
-
-    /// Whether the entry is still there.
-    #[inline(always)]
-    pub(crate) fn holds(&self, held: Held) -> bool {
-        let Held { slot, word } = held;
-        self.table.word(slot) == word
-    }
-
-    /// Whether the entry is still there; then its address counts as heard now.
-    #[inline(always)]
-    pub(crate) fn hear_again(&self, held: Held, now: Seconds) -> bool {
-        let Held { slot, word } = held;
-        self.table.touch_if(slot, word, now.0)
     }
 
     /// Notes that a frame from `mac` came in through `port`, which may own `limit` learned entries. Never blocks.

@@ -111,6 +111,8 @@ pub(super) struct Table {
     hash: Hash,
     /// In use.
     count: AtomicUsize,
+    /// How often an entry that was there changed or went.
+    changes: AtomicU32,
     /// Those that are always there.
     first: Box<[Bucket]>,
     /// Those behind them.
@@ -128,13 +130,19 @@ impl Table {
         let first = most.min(FIRST);
         let more = (first..most).step_by(CHUNK).map(|_| OnceLock::new()).collect();
         let (hash, count) = (Hash::new(seed), AtomicUsize::new(first));
-        Self { hash, count, first: buckets(first), more }
+        Self { hash, count, changes: AtomicU32::new(0), first: buckets(first), more }
     }
 
     /// Buckets in use.
     #[inline]
     pub(super) fn count(&self) -> usize {
         self.count.load(Ordering::Acquire)
+    }
+
+    /// Moves on after each change of an entry that was there: what is read after this is at least as new.
+    #[inline(always)]
+    pub(super) fn changes(&self) -> u32 {
+        self.changes.load(Ordering::Acquire)
     }
 
     #[inline(always)]
@@ -216,7 +224,11 @@ impl Table {
     pub(super) fn put(&self, slot: Slot, word: Word) {
         let (bucket, way) = slot.parts();
         if let Some(there) = self.bucket(bucket).and_then(|bucket| bucket.words.get(way)) {
+            let before = Word(there.load(Ordering::Relaxed));
             there.store(word.0, Ordering::Relaxed);
+            if before.is_occupied() {
+                self.changes.fetch_add(1, Ordering::Release);
+            }
         }
     }
 

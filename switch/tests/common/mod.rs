@@ -151,14 +151,14 @@ impl Lab {
             (TagOp::Push(tci), None) | (TagOp::Rewrite(tci), Some(_)) => Some(tci),
             (op, tag) => panic!("{op:?} on a frame with the tag {tag:?}"),
         };
-        if let Some(egress) = self.bridge.recall(&self.cache, port, frame, self.now) {
+        if let Some(egress) = self.bridge.recall(&mut self.cache, port, frame, self.now) {
             return Seen::Sent([(egress.port.0, tag_out(egress.tag))].into_iter().collect());
         }
         let decision = self.bridge.decide(port, frame, self.now);
         match decision.verdict {
             Verdict::Unicast(egress) => {
                 let Decision { vlan, .. } = decision;
-                self.bridge.remember(&mut self.cache, port, frame, vlan, egress);
+                self.bridge.remember(&mut self.cache, port, frame, vlan, egress, self.now);
                 Seen::Sent([(egress.port.0, tag_out(egress.tag))].into_iter().collect())
             }
             Verdict::Flood(flood) => {
