@@ -273,19 +273,19 @@ pub(crate) struct PortAdd {
     pub(crate) connect: Option<PathBuf>,
     /// Pairs of queues of the vhost-user port
     #[arg(long, value_name = "N", conflicts_with_all = ["netns", "tap", "dev"], default_value_t = 1,
-        value_parser = clap::value_parser!(u16).range(1..=128), help_heading = "Kind of port")]
+        value_parser = clap::value_parser!(u16).range(1..=16), help_heading = "Kind of port")]
     pub(crate) queues: u16,
 
     #[command(flatten, next_help_heading = "Access to the socket")]
     pub(crate) access: SocketAccess,
 
     /// MAC address of the guest [default: a random one]
-    #[arg(long, value_name = "MAC")]
+    #[arg(long, value_name = "MAC", help_heading = "What it is")]
     pub(crate) mac: Option<MacAddr>,
     /// UUID of the port [default: a random one]
-    #[arg(long, value_name = "UUID")]
+    #[arg(long, value_name = "UUID", help_heading = "What it is")]
     pub(crate) uuid: Option<Uuid>,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "How it forwards")]
     pub(crate) profile: Profile,
 }
 

@@ -78,7 +78,7 @@ impl Failure {
                 match error.as_ref() {
                     ClientError::Problem(problem) => {
                         lines.push(problem.title.clone());
-                        lines.extend(problem.causes.iter().cloned());
+                        lines.extend(problem.causes.iter().map(|cause| without_number(cause)));
                     }
                     ClientError::Unreachable { instance, source, .. } => {
                         lines = vec![
@@ -143,11 +143,11 @@ impl Failure {
 
 /// The system's words without Rust's "(os error N)".
 pub(crate) fn system_words(error: &io::Error) -> String {
-    let text = error.to_string();
-    match text.split_once(" (os error ") {
-        Some((words, _)) => words.to_owned(),
-        None => text,
-    }
+    without_number(&error.to_string())
+}
+
+fn without_number(text: &str) -> String {
+    text.split_once(" (os error ").map_or(text, |(words, _)| words).to_owned()
 }
 
 fn with_causes(error: &dyn Error) -> String {

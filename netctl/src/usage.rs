@@ -76,6 +76,8 @@ impl Usage {
             }
             _ => {
                 output::error(&self.message());
+                let verb = self.verb.as_ref().map(|verb| format!(" {verb}")).unwrap_or_default();
+                output::hint(&format!("see `netctl{verb} --help`"));
                 ExitCode::FAILURE
             }
         }
@@ -90,6 +92,12 @@ impl Usage {
             ErrorKind::InvalidSubcommand => {
                 let command = self.strings(ContextKind::InvalidSubcommand).join(" ");
                 format!("unknown command: '{command}'")
+            }
+            ErrorKind::MissingRequiredArgument if first.starts_with("<-") => {
+                // `<--vlan <VLAN>|--isolated[=<yes|no>]>`
+                let words = first.trim_start_matches('<').split('|').map(option_of);
+                let options: Vec<_> = words.filter(|word| word.starts_with("--")).collect();
+                format!("command '{verb}' requires one of {}", options.join(", "))
             }
             ErrorKind::MissingRequiredArgument => {
                 // `<network>` for a positional, `--ifname <NAME>` for an option.
@@ -139,9 +147,9 @@ impl Usage {
     }
 }
 
-/// `--vlan` of `--vlan <VLAN>`
+/// `--vlan` of `--vlan <VLAN>`, `--isolated` of `--isolated[=<yes|no>]`
 fn option_of(text: &str) -> &str {
-    text.split_whitespace().next().unwrap_or(text)
+    text.split([' ', '[']).next().unwrap_or(text)
 }
 
 #[cfg(test)]
@@ -172,6 +180,10 @@ mod tests {
                 "Options --vlan and --trunk are mutually exclusive",
             ),
             ("netctl port-add n", "command 'port-add' requires <port> option"),
+            (
+                "netctl port-set p",
+                "command 'port-set' requires one of --vlan, --trunk, --isolated, --portgroup, --reset",
+            ),
             ("netctl port-add n p --netns x", "command 'port-add' requires <ifname> option"),
         ] {
             assert_eq!(message(text), expected, "{text}");

@@ -163,7 +163,10 @@ fn usage_errors_print_nothing_on_stdout() {
     let host = Host::without_daemon();
     let usage = host.netctl(&["net-start"]);
     assert_eq!((usage.code, usage.out.as_str()), (Some(1), ""));
-    assert_eq!(usage.err, "error: command 'net-start' requires <network> option\n");
+    assert_eq!(
+        usage.err,
+        "error: command 'net-start' requires <network> option\nhint: see `netctl net-start --help`\n"
+    );
     let nothing = host.netctl(&[]);
     assert_eq!((nothing.code, nothing.out.as_str()), (Some(1), ""));
     assert!(nothing.err.contains("net-define"), "{}", nothing.err);

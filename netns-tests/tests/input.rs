@@ -136,7 +136,8 @@ fn bad_ports_are_refused() -> anyhow::Result<()> {
     daemon.network("n", &network("<ip address='10.1.0.1' prefix='24'/>"))?;
     daemon.port("n", "one", &[])?;
     let long = "x".repeat(33);
-    let cases: [(&[&str], &str); 6] = [
+    let bridge = daemon.json::<api::NetworkInfo>(&["net-info", "n"])?.bridge.context("a bridge")?;
+    let cases: [(&[&str], &str); 10] = [
         (&["port-add", "n", "one"], "already"),
         (&["port-add", "nowhere", "two"], "nowhere"),
         (&["port-add", "n", "a/b"], "name"),
@@ -146,12 +147,17 @@ fn bad_ports_are_refused() -> anyhow::Result<()> {
             "no-such-netns",
         ),
         (&["port-add", "n", "two", "--dev", "no-such-dev"], "no-such-dev"),
+        (&["port-add", "n", "two", "--dev", "lo"], "not Ethernet's"),
+        (&["port-add", "n", "two", "--dev", &bridge], "a port of this switch already"),
+        (&["port-add", "n", "two", "--portgroup", "x"], "no portgroup 'x'"),
+        (&["port-add", "n", "two", "--queues", "17"], "17 is not in 1..=16"),
     ];
     for (words, expected) in cases {
         let output = daemon.netctl_output(words)?;
         let text = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{words:?}: {text}");
         assert!(text.starts_with("error: ") && text.contains(expected), "{words:?}: {text}");
+        assert!(text.contains("\nhint: "), "{words:?}: no remedy in {text}");
     }
     let ports: Vec<api::PortInfo> = daemon.json(&["port-list"])?;
     assert_eq!(ports.len(), 1, "a refused port is there: {ports:?}");

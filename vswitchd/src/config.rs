@@ -174,6 +174,7 @@ struct FileLog {
 #[serde(deny_unknown_fields, default)]
 struct FileApi {
     group: Option<String>,
+    #[serde(deserialize_with = "file_mode")]
     mode: Option<u32>,
 }
 
@@ -194,6 +195,7 @@ struct FileDhcp {
 struct FilePorts {
     socket_owner: Option<String>,
     socket_group: Option<String>,
+    #[serde(deserialize_with = "file_mode")]
     socket_mode: Option<u32>,
     socket_context: Option<String>,
 }
@@ -262,7 +264,7 @@ impl Default for Config {
 /// A configuration that cannot be used.
 #[derive(Debug, Error)]
 pub enum ConfigError {
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}", path.display())]
     Read { path: PathBuf, source: std::io::Error },
     #[error("{}, line {line}: {message}", path.display())]
     Syntax { path: PathBuf, line: usize, message: String },
@@ -287,7 +289,7 @@ impl Config {
             line: error.span().map_or(1, |span| {
                 1 + text.as_bytes().iter().take(span.start).filter(|&&b| b == b'\n').count()
             }),
-            message: error.message().to_owned(),
+            message: words(error.message()),
             path,
         })?;
         Self::merge(args, file)
@@ -350,6 +352,10 @@ impl Config {
         if !self.cpus.is_empty() && self.cpus.len() != self.workers {
             return value("datapath.cpus", "must name one CPU for each worker");
         }
+        let twice = |(at, cpu)| self.cpus[..at].contains(cpu);
+        if self.cpus.iter().enumerate().any(twice) {
+            return value("datapath.cpus", "must name each CPU once");
+        }
         if self.spin > Duration::from_secs(1) {
             return value("datapath.spin_us", "must be at most 1000000");
         }
@@ -399,6 +405,38 @@ impl Config {
     }
 }
 
+/// serde names Rust's types.
+fn words(message: &str) -> String {
+    let Some((found, expected)) = message.split_once(", expected ") else {
+        return message.to_owned();
+    };
+    let expected = match expected {
+        "usize" | "u16" | "u32" => "a whole number",
+        "a sequence" => "a list",
+        _ if expected.starts_with("struct ") => "a table",
+        _ => expected,
+    };
+    format!("{found}, expected {expected}")
+}
+
+/// The bits of a file mode, which TOML writes as 0o660.
+fn file_mode<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    struct Bits;
+    impl serde::de::Visitor<'_> for Bits {
+        type Value = u32;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a file mode such as 0o660, without quotes")
+        }
+
+        fn visit_i64<E: serde::de::Error>(self, value: i64) -> Result<u32, E> {
+            let refused = || E::invalid_value(serde::de::Unexpected::Signed(value), &self);
+            u32::try_from(value).map_err(|_| refused())
+        }
+    }
+    deserializer.deserialize_u32(Bits).map(Some)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -442,9 +480,12 @@ mod tests {
         for (text, key) in [
             ("[datapath]\nworkers = 0\n", "datapath.workers"),
             ("[datapath]\ncpus = [0, 1]\n", "datapath.cpus"),
+            ("[datapath]\nworkers = 2\ncpus = [1, 1]\n", "datapath.cpus"),
             ("[fdb]\nentries = 100\n", "fdb.entries"),
             ("[fdb]\nentries = 2000\nentries_per_guest = 2001\n", "fdb.entries_per_guest"),
             ("[log]\nlevel = 'vswitchd=loud'\n", "log.level"),
+            ("[log]\nlevel = 'loud'\n", "log.level"),
+            ("[log]\nlevel = 'info,loud'\n", "log.level"),
             ("[api]\ngroup = 'no-such-group-here'\n", "api.group"),
             ("[api]\nmode = 0o7777\n", "api.mode"),
             ("[ports]\nsocket_mode = 0o1660\n", "ports.socket_mode"),
@@ -456,6 +497,28 @@ mod tests {
             let error = load(text, &Args::default()).expect_err(text).to_string();
             assert!(error.starts_with(key), "{error}");
         }
+    }
+
+    #[test]
+    fn wrong_types_are_named_in_words_of_the_file() {
+        for (text, words) in [
+            ("datapath = 3\n", "line 1: invalid type: integer `3`, expected a table"),
+            (
+                "\n[datapath]\nworkers = 'two'\n",
+                "line 3: invalid type: string \"two\", expected a whole",
+            ),
+            ("[datapath]\nspin_us = 1.5\n", "expected a whole number"),
+            ("[hub]\nguests = -1\n", "integer `-1`, expected a whole number"),
+            ("[dns]\nupstreams = '192.0.2.1'\n", "expected a list"),
+            ("[api]\nmode = '0660'\n", "expected a file mode such as 0o660, without quotes"),
+            ("[ports]\nsocket_mode = -1\n", "expected a file mode such as 0o660"),
+            ("[log]\nformat = 'xml'\n", "expected `text` or `json`"),
+            ("[api\n", "line 1: "),
+        ] {
+            let error = load(text, &Args::default()).expect_err(text).to_string();
+            assert!(error.contains("vswitchd.toml") && error.contains(words), "{error}");
+        }
+        load("[log]\nlevel = 'warn,vswitchd::network=debug'\n", &Args::default()).expect("filters");
     }
 
     #[test]

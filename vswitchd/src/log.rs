@@ -7,6 +7,7 @@ use std::fmt::{self, Write as _};
 use std::io::IsTerminal as _;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use crate::config::{Config, LogFormat};
 
@@ -15,6 +16,14 @@ use crate::config::{Config, LogFormat};
 /// # Errors
 /// What is wrong with it.
 pub fn filter(level: &str) -> Result<EnvFilter, String> {
+    // A lone word that is no level would be the name of a module, and nothing else would be logged.
+    let is_level = |word: &str| word.parse::<LevelFilter>().is_ok();
+    let lone = |word: &&str| !word.contains(['=', '[', ':']) && !is_level(word);
+    if let Some(word) = level.split(',').map(str::trim).find(lone) {
+        return Err(format!(
+            "{word:?} is not a level: use error, warn, info, debug, trace or off, or MODULE=LEVEL"
+        ));
+    }
     EnvFilter::builder().parse(level).map_err(|error| error.to_string())
 }
 

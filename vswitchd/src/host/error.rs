@@ -18,6 +18,9 @@ pub enum Error {
     #[error("interface {name} does not exist")]
     NoSuchInterface { name: String },
 
+    #[error("interface {name} cannot be a port: {reason}")]
+    NoUplink { name: String, reason: &'static str },
+
     #[error("network namespace {netns} does not exist")]
     NoSuchNamespace { netns: String, source: io::Error },
 
@@ -51,6 +54,8 @@ impl Error {
             Self::ForeignDevice { name } => {
                 format!("choose another interface name, or remove it: ip link delete {name}")
             }
+            Self::NoSuchInterface { .. } => "`ip link` lists the interfaces that there are".into(),
+            Self::NoUplink { .. } => "use an Ethernet interface that leads out of this host".into(),
             Self::NoSuchNamespace { netns, .. } if !netns.contains('/') => {
                 format!("create it: ip netns add {netns}")
             }

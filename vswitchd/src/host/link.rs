@@ -6,7 +6,9 @@
 use api::Instance;
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::link::{
+    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+};
 use rtnetlink::{Handle, LinkUnspec};
 use rustix::io::Errno;
 use uuid::Uuid;
@@ -37,6 +39,8 @@ pub(super) struct Link {
     pub(super) mtu: u32,
     pub(super) up: bool,
     pub(super) kind: Option<InfoKind>,
+    /// Its frames are Ethernet's, to and from others.
+    pub(super) ethernet: bool,
 }
 
 impl From<LinkMessage> for Link {
@@ -44,6 +48,7 @@ impl From<LinkMessage> for Link {
         let mut link = Self {
             index: message.header.index,
             up: message.header.flags.contains(LinkFlags::Up),
+            ethernet: message.header.link_layer_type == LinkLayerType::Ether,
             ..Self::default()
         };
         for attribute in message.attributes {

@@ -154,14 +154,18 @@ impl Manager {
             if let Some(port) = taken {
                 let network = tables.networks.get(&port.document.network);
                 let network = network.map_or("?", |network| network.name.as_str());
-                return Err(about(
-                    Code::PortExists,
-                    &port.document.name,
-                    format!(
-                        "port '{}' already exists in network '{network}' with uuid {}",
-                        port.document.name, port.document.uuid
-                    ),
-                ));
+                let title = format!(
+                    "port '{}' already exists in network '{network}' with uuid {}",
+                    port.document.name, port.document.uuid
+                );
+                let remedy = format!(
+                    "choose another name, or remove it: netctl port-del {}",
+                    port.document.name
+                );
+                return Err(Problem {
+                    remedy: Some(remedy),
+                    ..about(Code::PortExists, &port.document.name, title)
+                });
             }
         }
         // The UUIDs of networks name their gateway interfaces and ports.
@@ -185,11 +189,11 @@ impl Manager {
                 };
                 let access = self.access(access)?;
                 access.check_host(&path).map_err(|error| problem::socket(&error))?;
-                if !(1..=128).contains(queue_pairs) {
+                if !(1..=16).contains(queue_pairs) {
                     return Err(invalid(
                         name,
                         format!("{queue_pairs} queue pairs are not possible"),
-                        "use 1 to 128",
+                        "use 1 to 16",
                     ));
                 }
                 Ok(())

@@ -16,28 +16,28 @@ pub(crate) fn about(code: Code, object: &str, title: impl Into<String>) -> Probl
 /// A network that is not there, asked for by name or UUID.
 pub(crate) fn network_not_found(wanted: &str) -> Problem {
     let kind = if Uuid::try_parse(wanted).is_ok() { "uuid" } else { "name" };
-    about(
-        Code::NetworkNotFound,
-        wanted,
-        format!("Network not found: no network with matching {kind} '{wanted}'"),
-    )
+    let title = format!("Network not found: no network with matching {kind} '{wanted}'");
+    Problem {
+        remedy: Some("`netctl net-list --all` lists the networks".to_owned()),
+        ..about(Code::NetworkNotFound, wanted, title)
+    }
 }
 
 pub(crate) fn port_not_found(wanted: &str) -> Problem {
     let kind = if Uuid::try_parse(wanted).is_ok() { "UUID" } else { "name" };
-    about(
-        Code::PortNotFound,
-        wanted,
-        format!("Port not found: no port with matching {kind} '{wanted}'"),
-    )
+    let title = format!("Port not found: no port with matching {kind} '{wanted}'");
+    Problem {
+        remedy: Some("`netctl port-list` lists the ports".to_owned()),
+        ..about(Code::PortNotFound, wanted, title)
+    }
 }
 
 pub(crate) fn not_active(network: &str) -> Problem {
-    about(
-        Code::NetworkInactive,
-        network,
-        format!("Requested operation is not valid: network '{network}' is not active"),
-    )
+    let title = format!("Requested operation is not valid: network '{network}' is not active");
+    Problem {
+        remedy: Some(format!("start it: netctl net-start {network}")),
+        ..about(Code::NetworkInactive, network, title)
+    }
 }
 
 pub(crate) fn already_active(network: &str) -> Problem {
@@ -85,6 +85,7 @@ pub(crate) fn host(error: &host::Error) -> Problem {
         host::Error::InvalidName { .. }
         | host::Error::ForeignDevice { .. }
         | host::Error::NoSuchInterface { .. }
+        | host::Error::NoUplink { .. }
         | host::Error::NoSuchNamespace { .. } => Code::InvalidArgument,
         _ => Code::Internal,
     };

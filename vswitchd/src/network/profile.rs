@@ -73,11 +73,15 @@ pub(super) fn resolve(
         Some(name) => {
             let found = network.portgroups.iter().find(|group| group.name == *name);
             Some(found.ok_or_else(|| {
-                about(
-                    Code::InvalidArgument,
-                    name,
-                    format!("network '{}' has no portgroup '{name}'", network.name),
-                )
+                let names: Vec<_> =
+                    network.portgroups.iter().map(|group| group.name.as_str()).collect();
+                let remedy = if names.is_empty() {
+                    "its definition has no <portgroup>".to_owned()
+                } else {
+                    format!("it has {}", names.join(", "))
+                };
+                let title = format!("network '{}' has no portgroup '{name}'", network.name);
+                about(Code::InvalidArgument, name, title).with_remedy(&remedy)
             })?)
         }
         None => network.portgroups.iter().find(|group| group.default),
