@@ -197,7 +197,7 @@ impl Daemon<'_> {
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
         stop.cancel();
         let stopped = tokio::time::timeout(STOP_PATIENCE, server).await;
-        if let Ok(Ok(Err(error))) = stopped {
+        if let Ok(Err(error)) = stopped {
             tracing::error!("the API server failed: {error}");
         }
         let rest = Rest { api: Some(api_socket), legacy: manager.legacy() };

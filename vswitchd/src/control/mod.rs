@@ -13,8 +13,8 @@ mod openapi;
 mod ports;
 mod problem;
 mod revision;
+mod server;
 
-use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -63,6 +63,7 @@ fn router(context: Context) -> Router {
         .fallback(no_such_resource)
         .method_not_allowed_fallback(no_such_method)
         .layer(DefaultBodyLimit::max(body::JSON_LIMIT))
+        .layer(middleware::from_fn(server::patience))
         .layer(middleware::from_fn_with_state(context.clone(), etag))
         .with_state(context)
 }
@@ -125,14 +126,7 @@ pub fn bind(
 }
 
 /// Serves until `stop`; requests under way are finished.
-///
-/// # Errors
-/// When the listener breaks.
-pub async fn serve(
-    listener: UnixListener,
-    manager: Arc<Manager>,
-    stop: CancellationToken,
-) -> io::Result<()> {
+pub async fn serve(listener: UnixListener, manager: Arc<Manager>, stop: CancellationToken) {
     let context = Context { manager, stop: stop.clone() };
-    axum::serve(listener, router(context)).with_graceful_shutdown(stop.cancelled_owned()).await
+    server::serve(listener, router(context), stop).await;
 }

@@ -34,7 +34,11 @@ impl From<PathRejection> for Failure {
 pub(super) fn unread(code: Code, limit: usize, rejection: &BytesRejection) -> Failure {
     let status = rejection.status();
     if status != StatusCode::PAYLOAD_TOO_LARGE {
-        return Failure(Problem::new(code, rejection.body_text()));
+        let problem = Problem::new(code, rejection.body_text());
+        return Failure(Problem {
+            remedy: Some("send the whole body, at once".to_owned()),
+            ..problem
+        });
     }
     let mut problem = Problem::new(code, format!("the document is larger than {limit} bytes"));
     problem.status = status.as_u16();
