@@ -5,12 +5,17 @@ mod common;
 common::packed::on_both_layouts! {
     no_wake_up_is_lost_with_event_indices
     no_wake_up_is_lost_with_flags
+    no_wake_up_of_a_receiver_is_lost_in_a_replaced_call_descriptor
+    no_wake_up_of_a_sender_is_lost_in_a_replaced_call_descriptor
+    no_answer_is_lost_in_a_replaced_call_descriptor
     silent_frontends_cost_nothing
     kicks_without_frames_do_not_keep_the_worker_busy
 }
 
 use std::time::Duration;
 
+use common::nic::CTRL_VQ;
+use common::swapper::Swapper;
 use common::{Bench, Nic, Options, eventually, frame, introduce, mac};
 use datapath::{BridgeSpec, Config};
 use rustix::process::Resource;
@@ -54,6 +59,53 @@ fn no_wake_up_is_lost_with_event_indices() {
 
 fn no_wake_up_is_lost_with_flags() {
     wake(1 << 15, 10_000);
+}
+
+/// Replaced once per frame, at any moment before, while and after the device signals.
+const REPLACEMENTS: u32 = 3000;
+
+fn no_wake_up_of_a_receiver_is_lost_in_a_replaced_call_descriptor() {
+    let bench = Bench::new(2);
+    let mut a = bench.nic(0, &Options::new(mac(0)));
+    let mut b = bench.nic(1, &Options::new(mac(1)));
+    introduce(&mut [&mut a, &mut b]);
+    let swapper = Swapper::new(&b, 0);
+    for seed in 0..REPLACEMENTS {
+        let sent = frame(b.mac, a.mac, 60, seed);
+        swapper.swap(seed);
+        a.send(&sent);
+        let (_, got) = b.recv().unwrap_or_else(|| panic!("the signal of frame {seed} is lost"));
+        assert_eq!(got, sent);
+    }
+}
+
+fn no_wake_up_of_a_sender_is_lost_in_a_replaced_call_descriptor() {
+    let bench = Bench::new(2);
+    let mut a = bench.nic(0, &Options::new(mac(0)));
+    let mut b = bench.nic(1, &Options::new(mac(1)));
+    introduce(&mut [&mut a, &mut b]);
+    a.wait_reaped(0);
+    let swapper = Swapper::new(&a, 1);
+    for seed in 0..REPLACEMENTS {
+        swapper.swap(seed);
+        a.send(&frame(b.mac, a.mac, 60, seed));
+        a.wait_reaped(0);
+        b.recv().expect("the frame");
+    }
+}
+
+fn no_answer_is_lost_in_a_replaced_call_descriptor() {
+    const CTRL_RX: u64 = 1 << 18;
+    let bench = Bench::new(1);
+    let options = Options::new(mac(0));
+    let features = options.features | CTRL_VQ | CTRL_RX;
+    let mut nic = bench.nic(0, &Options { features, ..options });
+    let swapper = Swapper::new(&nic, 2);
+    for seed in 0..REPLACEMENTS {
+        swapper.swap(seed);
+        // VIRTIO_NET_CTRL_RX_PROMISC
+        assert!(nic.control(0, 0, &[u8::from(seed % 2 == 0)]));
+    }
 }
 
 fn silent_frontends_cost_nothing() {

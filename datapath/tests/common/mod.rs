@@ -6,6 +6,7 @@ pub(crate) mod handover;
 pub(crate) mod nic;
 pub(crate) mod packed;
 mod probe;
+pub(crate) mod swapper;
 
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;

@@ -511,6 +511,15 @@ impl Nic {
         }
     }
 
+    /// Waits for the device's signals until everything that was sent has come back.
+    pub(crate) fn wait_reaped(&mut self, pair: usize) {
+        let at = 2 * pair + 1;
+        while self.rings[at].free.len() < usize::from(TX_SIZE) {
+            let (head, _) = self.wait(at).expect("the device takes frames");
+            self.rings[at].free.push_back(head);
+        }
+    }
+
     /// Whether everything that was sent has come back.
     pub(crate) fn is_reaped(&mut self, pair: usize) -> bool {
         self.reap(pair);

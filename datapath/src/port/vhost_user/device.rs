@@ -371,6 +371,7 @@ impl DeviceState {
         let mut guard = lock(queue)?;
         let before = guard.as_ref().zip(self.built[at].as_ref());
         let resumes = self.resume.get(at).copied().flatten().is_some();
+        let served = before.is_some() || self.ended[at].is_some();
         let ring = match before {
             // Nothing of the ring itself has changed.
             Some((live, built)) if built.config == config && Arc::ptr_eq(&live.memory, &memory) => {
@@ -418,7 +419,7 @@ impl DeviceState {
             }
         }
         // A new call descriptor may have missed the last signal.
-        let missed = |live: &&Live| !is_new || live.ring.was_resumed();
+        let missed = |live: &&Live| served || live.ring.was_resumed();
         let call = guard.as_ref().filter(missed).and_then(|live| live.call.clone());
         drop(guard);
         drop(old);
@@ -468,6 +469,7 @@ impl DeviceState {
         self.control_at = at;
         let unchanged = self.built[at].as_ref().is_some_and(|built| built.config == config);
         let said = before.as_ref().map(|control| (control.pairs, control.modes.clone()));
+        let served = before.is_some() || self.ended[at].is_some();
         let ring = match before {
             Some(control) if unchanged && Arc::ptr_eq(&control.memory, memory) => Ok(control.ring),
             Some(control) => control.ring.rebuild(memory, &config),
@@ -486,7 +488,8 @@ impl DeviceState {
         control.call = call;
         control.log = log;
         control.kick.clone_from(&kick);
-        if control.ring.was_resumed()
+        // As for the other rings, a new call descriptor may have missed the last signal.
+        if (served || control.ring.was_resumed())
             && let Some(call) = &control.call
         {
             call.signal();
