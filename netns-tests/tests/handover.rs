@@ -80,13 +80,6 @@ fn alone() -> MutexGuard<'static, ()> {
     STAGE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn namespace(daemon: &Daemon, name: &str) -> anyhow::Result<Namespace> {
-    let guest = Namespace::new(name)?;
-    let netns = guest.netns().name().to_owned();
-    daemon.port("lan", name, &["--netns", &netns, "--ifname", "eth0"])?;
-    Ok(guest)
-}
-
 fn socket(port: &api::PortInfo) -> anyhow::Result<PathBuf> {
     port.socket.clone().context("a vhost-user port without a socket")
 }
@@ -137,7 +130,7 @@ fn guests_go_on(carrier: Carrier) -> anyhow::Result<()> {
     let port = lab.daemon.port("lan", "deb", &[])?;
     let deb_port = socket(&port)?;
     let mut deb = Qemu::start_without_reconnect("deb", &[Card::new(&deb_port, port.mac)])?;
-    let mut ns = namespace(&lab.daemon, "ns")?;
+    let mut ns = Namespace::on(&lab.daemon, "lan", "ns", &[])?;
     let addresses = [uml.dhcp()?, deb.dhcp()?, ns.dhcp()?].map(|address| address.to_string());
     let carrier_changes = |ns: &mut Namespace| ns.run("cat /sys/class/net/eth0/carrier_changes");
     let changes = carrier_changes(&mut ns)?;

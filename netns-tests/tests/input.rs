@@ -246,9 +246,7 @@ fn malformed_dhcp_and_dns_do_no_harm() -> anyhow::Result<()> {
          <dhcp><range start='10.1.0.10' end='10.1.0.99'/></dhcp></ip>",
     );
     daemon.network("n", &xml)?;
-    let mut guest = Namespace::new("guest")?;
-    let netns = guest.netns().name().to_owned();
-    daemon.port("n", "guest", &["--netns", &netns, "--ifname", "eth0"])?;
+    let mut guest = Namespace::on(&daemon, "n", "guest", &[])?;
     guest.dhcp()?;
     let nic = |name: &str, last: u8| -> anyhow::Result<Nic> {
         let socket = daemon.port("n", name, &[])?.socket.context("no socket")?;

@@ -16,10 +16,7 @@ fn network(n: u8) -> String {
 }
 
 fn guest(daemon: &Daemon, name: &str) -> anyhow::Result<Namespace> {
-    let guest = Namespace::new(name)?;
-    let netns = guest.netns().name().to_owned();
-    daemon.port("lan", name, &["--netns", &netns, "--ifname", "eth0"])?;
-    Ok(guest)
+    Namespace::on(daemon, "lan", name, &[])
 }
 
 #[test]

@@ -67,9 +67,7 @@ fn answered(pinger: &Pinger, more: u32) -> anyhow::Result<()> {
 /// Moves a guest from `one` to `two` while a peer behind `one` talks with it.
 fn migrate(one: &Daemon, two: &Daemon, announcer: Announcer) -> anyhow::Result<()> {
     let same = std::ptr::eq(one, two);
-    let mut peer = Namespace::new("peer")?;
-    let netns = peer.netns().name().to_owned();
-    one.port("lan", "peer", &["--netns", &netns, "--ifname", "eth0"])?;
+    let mut peer = Namespace::on(one, "lan", "peer", &[])?;
     peer.run(&format!("ip link set eth0 up; ip addr add {PEER}/24 dev eth0"))?;
     let mut source = power_on(one, "source", announcer, Qemu::announced_by)?;
     source.run(&format!("ip link set eth0 up; ip addr add {GUEST}/24 dev eth0"))?;

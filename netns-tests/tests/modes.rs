@@ -193,9 +193,7 @@ fn a_guest_behind_nat_is_seen_as_the_host_and_an_isolated_one_reaches_only_its_g
     lab.daemon.network("sisolated", &xml(Side::Sends, 3))?;
     let mut guests = Vec::new();
     for (n, network) in [(0, "snat"), (3, "sisolated")] {
-        let mut guest = Namespace::new(network)?;
-        let netns = guest.netns().name().to_owned();
-        lab.daemon.port(network, network, &["--netns", &netns, "--ifname", "eth0"])?;
+        let mut guest = Namespace::on(&lab.daemon, network, network, &[])?;
         let (v4, v6) = subnet(Side::Sends, n);
         addresses(&mut guest, &v4, &v6)?;
         guests.push(guest);

@@ -32,9 +32,7 @@ fn both_pairs_carry_frames(workers: u16) -> anyhow::Result<()> {
     let socket = port.socket.as_deref().context("no socket")?;
     let mut qemu = Qemu::start("qemu", &[Nic { queue_pairs: 2, ..Nic::new(socket, port.mac) }])?;
     qemu.run("ip link set eth0 up; ip addr add 10.6.0.2/24 dev eth0")?;
-    let mut ns = Namespace::new("ns")?;
-    let netns = ns.netns().name().to_owned();
-    lab.daemon.port("lan", "ns", &["--netns", &netns, "--ifname", "eth0"])?;
+    let mut ns = Namespace::on(&lab.daemon, "lan", "ns", &[])?;
     ns.run("ip link set eth0 up; ip addr add 10.6.0.3/24 dev eth0")?;
     let queues = qemu.run("ls /sys/class/net/eth0/queues")?;
     ensure!(

@@ -55,9 +55,7 @@ impl World {
         let mut deb = Qemu::start("deb", &[Nic { packed: true, ..Nic::new(&socket, mac) }])?;
         let ports: Vec<api::PortInfo> = lab.daemon.json(&["port-list", "lan"])?;
         let port = ports.first().context("the guest's port")?.name.clone();
-        let mut ns = Namespace::new("ns")?;
-        let netns = ns.netns().name().to_owned();
-        lab.daemon.port("lan", "ns", &["--netns", &netns, "--ifname", "eth0"])?;
+        let mut ns = Namespace::on(&lab.daemon, "lan", "ns", &[])?;
         let addresses = [deb.dhcp()?, ns.dhcp()?];
         // Feature bits from the lowest on; VIRTIO_F_RING_PACKED is bit 34.
         let features = deb.run("cat /sys/bus/virtio/devices/virtio0/features")?;

@@ -121,9 +121,7 @@ fn the_vmm_guest_gets_a_lease_and_pings_a_linux_guest() -> anyhow::Result<()> {
     ensure!(lease.contains(&leased.ip.to_string()), "{lease} is not {}", leased.ip);
     ensure!(leased.mac == port.mac && leased.hostname.as_deref() == Some("vmm"), "{leased:?}");
     uml.ping("vmm")?;
-    let mut ns = Namespace::new("ns")?;
-    let netns = ns.netns().name().to_owned();
-    lab.daemon.port("lan", "ns", &["--netns", &netns, "--ifname", "eth0"])?;
+    let mut ns = Namespace::on(&lab.daemon, "lan", "ns", &[])?;
     ns.dhcp()?;
     ns.netns().enter(|| {
         let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;

@@ -14,7 +14,7 @@ use netns_tests::frontend::{Nic, Options, Probe};
 use netns_tests::guest::qemu::Nic as QemuNic;
 use netns_tests::guest::{Guest, Namespace, Qemu};
 use netns_tests::topology::INET;
-use netns_tests::{Daemon, Lab, wait};
+use netns_tests::{Lab, wait};
 use wire::MacAddr;
 
 const NETWORK: &str = "<network>
@@ -25,13 +25,6 @@ const NETWORK: &str = "<network>
     <dhcp><range start='10.7.1.1' end='10.7.100.250'/></dhcp>
   </ip>
 </network>";
-
-fn namespace(daemon: &Daemon, network: &str, name: &str) -> anyhow::Result<Namespace> {
-    let guest = Namespace::new(name)?;
-    let netns = guest.netns().name().to_owned();
-    daemon.port(network, name, &["--netns", &netns, "--ifname", "eth0"])?;
-    Ok(guest)
-}
 
 #[test]
 fn guests_go_on_after_a_restart_and_after_a_kill() -> anyhow::Result<()> {
@@ -46,7 +39,7 @@ fn guests_go_on_after_a_restart_and_after_a_kill() -> anyhow::Result<()> {
     let port = lab.daemon.port("lan", "deb", &[])?;
     let socket = port.socket.as_deref().ok_or_else(|| anyhow::anyhow!("no socket"))?;
     let mut deb = Qemu::start("deb", &[QemuNic::new(socket, port.mac)])?;
-    let mut ns = namespace(&lab.daemon, "lan", "ns")?;
+    let mut ns = Namespace::on(&lab.daemon, "lan", "ns", &[])?;
     let deb_address = deb.dhcp()?;
     let ns_address = ns.dhcp()?;
     deb.ping(&ns_address.to_string())?;
@@ -98,7 +91,7 @@ fn after_a_kill_guests_are_back_soon() -> anyhow::Result<()> {
     let port = lab.daemon.port("lan", "deb", &["--connect", &theirs.display().to_string()])?;
     let card = QemuNic::new(&theirs, port.mac);
     let mut deb = Qemu::listening("deb", &[card])?;
-    let mut ns = namespace(&lab.daemon, "lan", "ns")?;
+    let mut ns = Namespace::on(&lab.daemon, "lan", "ns", &[])?;
     let address = deb.dhcp()?.to_string();
     ns.dhcp()?;
     let (mut frames, mut guests) = (Vec::new(), Vec::new());
@@ -132,8 +125,8 @@ fn after_a_kill_guests_are_back_soon() -> anyhow::Result<()> {
 fn a_destroyed_network_comes_back_with_its_ports() -> anyhow::Result<()> {
     let lab = Lab::new()?;
     lab.daemon.network("lan", NETWORK)?;
-    let mut one = namespace(&lab.daemon, "lan", "one")?;
-    let mut two = namespace(&lab.daemon, "lan", "two")?;
+    let mut one = Namespace::on(&lab.daemon, "lan", "one", &[])?;
+    let mut two = Namespace::on(&lab.daemon, "lan", "two", &[])?;
     one.dhcp()?;
     lab.daemon.netctl(&["net-destroy", "lan"])?;
     lab.daemon.wait_port("one", api::PortState::Down)?;
@@ -149,7 +142,7 @@ fn a_destroyed_network_comes_back_with_its_ports() -> anyhow::Result<()> {
 fn a_deleted_namespace_is_reported_and_costs_nothing() -> anyhow::Result<()> {
     let mut lab = Lab::new()?;
     lab.daemon.network("lan", NETWORK)?;
-    let ns = namespace(&lab.daemon, "lan", "ns")?;
+    let ns = Namespace::on(&lab.daemon, "lan", "ns", &[])?;
     lab.daemon.wait_port("ns", api::PortState::Up)?;
     drop(ns);
     lab.daemon.wait_port("ns", api::PortState::Gone)?;
@@ -169,7 +162,7 @@ fn no_acknowledged_lease_is_lost_by_twenty_kills() -> anyhow::Result<()> {
     let config = "[dhcp]\nleases_per_port = 100000\n";
     let mut lab = Lab::with_config(config)?;
     lab.daemon.network("lan", NETWORK)?;
-    let ns = namespace(&lab.daemon, "lan", "load")?;
+    let ns = Namespace::on(&lab.daemon, "lan", "load", &[])?;
     ns.netns().ip("link set eth0 up")?;
     let wire = Capture::start(ns.netns(), "eth0")?;
     let stop = Arc::new(AtomicBool::new(false));

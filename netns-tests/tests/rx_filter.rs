@@ -47,10 +47,7 @@ impl World {
         addresses: &[&str],
         more: &[&str],
     ) -> anyhow::Result<Namespace> {
-        let mut guest = Namespace::new(name)?;
-        let netns = guest.netns().name().to_owned();
-        let place = [&["--netns", &netns, "--ifname", "eth0"], more].concat();
-        self.lab.daemon.port("lan", name, &place)?;
+        let mut guest = Namespace::on(&self.lab.daemon, "lan", name, more)?;
         up(&mut guest, "eth0", addresses)?;
         Ok(guest)
     }

@@ -26,14 +26,6 @@ const NETWORK: &str = "<network>
   </ip>
 </network>";
 
-fn namespace(lab: &Lab, name: &str, more: &[&str]) -> anyhow::Result<Namespace> {
-    let guest = Namespace::new(name)?;
-    let netns = guest.netns().name().to_owned();
-    let place = [&["--netns", &netns, "--ifname", "eth0"], more].concat();
-    lab.daemon.port("lan", name, &place)?;
-    Ok(guest)
-}
-
 fn in_range(address: Ipv4Addr) -> bool {
     let [a, b, c, d] = address.octets();
     [a, b, c] == [10, 8, 0] && (10..=99).contains(&d)
@@ -49,8 +41,9 @@ fn four_kinds_of_clients_get_addresses_and_names() -> anyhow::Result<()> {
     let port = lab.daemon.port("lan", "uml", &[])?;
     let socket = port.socket.as_deref().ok_or_else(|| anyhow::anyhow!("no socket"))?;
     let mut uml = Uml::start("uml", &[socket])?;
-    let mut udhcpc = namespace(&lab, "udhcpc", &[])?;
-    let mut dhclient = namespace(&lab, "dhclient", &["--mac", "52:54:00:00:00:77"])?;
+    let mut udhcpc = Namespace::on(&lab.daemon, "lan", "udhcpc", &[])?;
+    let mut dhclient =
+        Namespace::on(&lab.daemon, "lan", "dhclient", &["--mac", "52:54:00:00:00:77"])?;
 
     let mut addresses = vec![qemu.dhcp()?, uml.dhcp()?, udhcpc.dhcp()?];
     assert!(addresses.iter().all(|address| in_range(*address)), "{addresses:?}");
@@ -95,7 +88,7 @@ fn four_kinds_of_clients_get_addresses_and_names() -> anyhow::Result<()> {
 fn names_of_the_network_and_of_the_outside() -> anyhow::Result<()> {
     let lab = Lab::new()?;
     lab.daemon.network("lan", NETWORK)?;
-    let mut guest = namespace(&lab, "guest", &[])?;
+    let mut guest = Namespace::on(&lab.daemon, "lan", "guest", &[])?;
     let address = guest.dhcp()?;
     let mut dig =
         |words: &str| guest.run(&format!("dig +short +time=2 +tries=2 @10.8.0.1 {words}"));
@@ -122,7 +115,7 @@ fn names_of_the_network_and_of_the_outside() -> anyhow::Result<()> {
 fn isolated_guests_get_no_router_and_no_outside_names() -> anyhow::Result<()> {
     let lab = Lab::new()?;
     lab.daemon.network("lan", &NETWORK.replace("<forward mode='nat'/>", ""))?;
-    let mut guest = namespace(&lab, "guest", &[])?;
+    let mut guest = Namespace::on(&lab.daemon, "lan", "guest", &[])?;
     guest.dhcp()?;
     let routes = guest.run("ip route")?;
     assert!(!routes.contains("default"), "{routes}");

@@ -43,9 +43,7 @@ fn a_vmm_that_listens_is_served_again_after_either_side_was_killed() -> anyhow::
     lab.daemon.wait_port("deb", api::PortState::Connecting)?;
     let nic = Nic::new(&socket, port.mac);
     let mut deb = Qemu::listening("deb", &[nic])?;
-    let mut ns = Namespace::new("ns")?;
-    let netns = ns.netns().name().to_owned();
-    lab.daemon.port("lan", "ns", &["--netns", &netns, "--ifname", "eth0"])?;
+    let mut ns = Namespace::on(&lab.daemon, "lan", "ns", &[])?;
     ns.dhcp()?;
     let address = deb.dhcp()?.to_string();
     ns.ping(&address)?;

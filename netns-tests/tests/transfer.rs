@@ -65,9 +65,7 @@ fn tcp_between_uml_qemu_namespace_and_host() -> anyhow::Result<()> {
     let port = lab.daemon.port("lan", "uml", &[])?;
     let socket = port.socket.as_deref().ok_or_else(|| anyhow::anyhow!("no socket"))?;
     let mut uml = Uml::start("uml", &[socket])?;
-    let mut ns = Namespace::new("ns")?;
-    let netns = ns.netns().name().to_owned();
-    lab.daemon.port("lan", "ns", &["--netns", &netns, "--ifname", "eth0"])?;
+    let mut ns = Namespace::on(&lab.daemon, "lan", "ns", &[])?;
     join(&mut qemu, 2)?;
     join(&mut uml, 3)?;
     join(&mut ns, 4)?;
@@ -93,9 +91,7 @@ fn tcp_between_uml_qemu_namespace_and_host() -> anyhow::Result<()> {
 fn a_receiver_without_offloads_gets_segments_with_checksums() -> anyhow::Result<()> {
     let lab = Lab::new()?;
     lab.daemon.network("lan", NETWORK)?;
-    let mut ns = Namespace::new("ns")?;
-    let netns = ns.netns().name().to_owned();
-    lab.daemon.port("lan", "ns", &["--netns", &netns, "--ifname", "eth0"])?;
+    let mut ns = Namespace::on(&lab.daemon, "lan", "ns", &[])?;
     join(&mut ns, 4)?;
     // A host interface is a packet port; what leaves on it has no vnet header on the other side.
     let mut outside = Namespace::new("outside")?;

@@ -10,10 +10,7 @@ const NETWORK: &str = "<network><name>lan</name><bridge name='lan0'/>\
     <ip address='10.9.0.1' netmask='255.255.255.0'/></network>";
 
 fn namespace(lab: &Lab, name: &str, host: u8, more: &[&str]) -> anyhow::Result<Namespace> {
-    let mut guest = Namespace::new(name)?;
-    let netns = guest.netns().name().to_owned();
-    let place = [&["--netns", &netns, "--ifname", "eth0"], more].concat();
-    lab.daemon.port("lan", name, &place)?;
+    let mut guest = Namespace::on(&lab.daemon, "lan", name, more)?;
     guest.run(&format!("ip link set eth0 up; ip addr add 10.9.0.{host}/24 dev eth0"))?;
     Ok(guest)
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{Guest, Ran};
+use crate::daemon::Daemon;
 use crate::netns::Netns;
 use crate::process::Process;
 use crate::record::run;
@@ -29,6 +30,17 @@ impl Namespace {
         std::fs::write(dir.join("udhcpc"), script)?;
         make_executable(&dir.join("udhcpc"))?;
         Ok(Self { name: name.to_owned(), netns, dir })
+    }
+
+    /// One whose `eth0` is a port of `network`, of the namespace's own name.
+    ///
+    /// # Errors
+    /// When the namespace or the port cannot be made.
+    pub fn on(daemon: &Daemon, network: &str, name: &str, more: &[&str]) -> anyhow::Result<Self> {
+        let guest = Self::new(name)?;
+        let place = ["--netns", guest.netns.name(), "--ifname", "eth0"];
+        daemon.port(network, name, &[&place, more].concat())?;
+        Ok(guest)
     }
 
     #[must_use]
