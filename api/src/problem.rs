@@ -99,6 +99,12 @@ impl Problem {
             remedy: None,
         }
     }
+
+    /// With what to do about it.
+    #[must_use]
+    pub fn with_remedy(self, remedy: impl Into<String>) -> Self {
+        Self { remedy: Some(remedy.into()), ..self }
+    }
 }
 
 impl fmt::Display for Problem {

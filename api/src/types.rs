@@ -308,6 +308,9 @@ pub struct FdbEntry {
     pub age: Option<u64>,
 }
 
+/// Pairs of queues that a vhost-user port can have.
+pub const MAX_QUEUE_PAIRS: u16 = 16;
+
 /// `POST /v1/networks/{network}/fdb`: a static entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

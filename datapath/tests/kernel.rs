@@ -11,31 +11,12 @@ use common::nic::{GUEST_CSUM, MRG_RXBUF};
 use common::{Bench, Options, eventually, frame, mac};
 use datapath::port::packet::open_packet;
 use datapath::port::tap::open_tap;
-use datapath::{PortIo, PortSpec, PortState};
+use datapath::{PortIo, PortState};
 use leaf::Netns;
-use switch::{Role, VlanMode};
+use switch::Role;
 use uuid::Uuid;
 use wire::udp::parse_ipv4;
 use wire::{MacAddr, arp};
-
-fn add(bench: &Bench, role: Role, io: PortIo) -> Uuid {
-    let id = Uuid::new_v4();
-    bench
-        .datapath
-        .add_port(PortSpec {
-            id,
-            name: "kernel".to_owned(),
-            bridge: bench.bridge,
-            mac: MacAddr::ZERO,
-            role,
-            vlan: VlanMode::transparent(),
-            isolated: false,
-            mtu: 1500,
-            io,
-        })
-        .unwrap();
-    id
-}
 
 /// A namespace whose `tap0` is a port.
 fn tap(bench: &Bench, host: u8, queues: usize) -> (Arc<Netns>, Uuid) {
@@ -43,7 +24,7 @@ fn tap(bench: &Bench, host: u8, queues: usize) -> (Arc<Netns>, Uuid) {
     let queues = netns.run(move || open_tap("tap0", queues)).unwrap();
     netns.ip(&format!("addr add 192.0.2.{host}/24 dev tap0"));
     netns.ip("link set tap0 up");
-    let id = add(bench, Role::Guest, PortIo::Tap { queues });
+    let id = bench.add_kernel(Role::Guest, PortIo::Tap { queues });
     (netns, id)
 }
 
@@ -101,7 +82,7 @@ fn a_host_interface_is_an_uplink() {
             open_packet(index)
         })
         .unwrap();
-    let id = add(&bench, Role::Uplink, PortIo::Packet { socket });
+    let id = bench.add_kernel(Role::Uplink, PortIo::Packet { socket });
     tcp(&a, &outside, 3, 4 << 20);
     tcp(&outside, &a, 1, 4 << 20);
     bench.datapath.remove_port(id).unwrap();

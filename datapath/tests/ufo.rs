@@ -9,12 +9,12 @@ use std::os::fd::OwnedFd;
 
 use common::nic::{CSUM, GUEST_CSUM, MRG_RXBUF};
 use common::{Bench, Options, mac};
+use datapath::PortIo;
 use datapath::port::packet::open_packet;
 use datapath::port::tap::open_tap;
-use datapath::{PortIo, PortSpec};
 use etherparse::PacketBuilder;
 use leaf::Netns;
-use switch::{DropReason, Role, VlanMode};
+use switch::{DropReason, Role};
 use wire::virtio_net::{F_NEEDS_CSUM, GSO_UDP};
 use wire::{MacAddr, VirtioNetHdr, checksum};
 
@@ -78,22 +78,6 @@ fn datagram(
         ..VirtioNetHdr::default()
     };
     (header, bytes)
-}
-
-/// Another port on the bench's bridge.
-fn add(bench: &Bench, io: PortIo) {
-    let port = PortSpec {
-        id: uuid::Uuid::new_v4(),
-        name: "kernel".to_owned(),
-        bridge: bench.bridge,
-        mac: MacAddr::ZERO,
-        role: Role::Guest,
-        vlan: VlanMode::transparent(),
-        isolated: false,
-        mtu: 1500,
-        io,
-    };
-    bench.datapath.add_port(port).unwrap();
 }
 
 /// The second address of each family on an interface that is up.
@@ -192,7 +176,7 @@ fn a_kernel_reassembles_the_fragments_that_others_get() {
 fn the_kernel_behind_a_tap_takes_a_datagram_whole() {
     let bench = Bench::new(1);
     let (netns, queues) = tap();
-    add(&bench, PortIo::Tap { queues });
+    bench.add_kernel(Role::Guest, PortIo::Tap { queues });
     let mut a = bench.nic(0, &Options { features: SENDS, ..Options::new(mac(0)) });
     for family in [V4, V6] {
         let (socket, port) = listen(&netns, family[1]);
@@ -222,7 +206,7 @@ fn a_host_interface_gets_fragments_that_its_neighbour_reassembles() {
         unsafe { libc::if_nametoindex(c"near".as_ptr()) }
     });
     let socket = host.run(move || open_packet(index)).unwrap();
-    add(&bench, PortIo::Packet { socket });
+    bench.add_kernel(Role::Guest, PortIo::Packet { socket });
     let mut a = bench.nic(0, &Options { features: SENDS, ..Options::new(mac(0)) });
     for family in [V4, V6] {
         let (socket, port) = listen(&far, family[1]);

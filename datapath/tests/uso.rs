@@ -7,10 +7,10 @@ use std::net::{Ipv4Addr, UdpSocket};
 
 use common::nic::{CSUM, GUEST_CSUM, MRG_RXBUF};
 use common::{Bench, Options, mac};
+use datapath::PortIo;
 use datapath::port::tap::open_tap;
-use datapath::{PortIo, PortSpec};
 use etherparse::PacketBuilder;
-use switch::{Role, VlanMode};
+use switch::Role;
 use wire::udp::parse_ipv4;
 use wire::virtio_net::{F_NEEDS_CSUM, GSO_UDP_L4};
 use wire::{MacAddr, VirtioNetHdr, checksum};
@@ -81,18 +81,7 @@ fn the_kernel_behind_a_tap_gets_every_datagram() {
     netns.ip("link set tap0 address 02:00:00:00:00:77");
     netns.ip("addr add 192.0.2.2/24 dev tap0");
     netns.ip("link set tap0 up");
-    let tap = PortSpec {
-        id: uuid::Uuid::new_v4(),
-        name: "tap".to_owned(),
-        bridge: bench.bridge,
-        mac: MacAddr::ZERO,
-        role: Role::Guest,
-        vlan: VlanMode::transparent(),
-        isolated: false,
-        mtu: 1500,
-        io: PortIo::Tap { queues },
-    };
-    bench.datapath.add_port(tap).unwrap();
+    bench.add_kernel(Role::Guest, PortIo::Tap { queues });
     let mut nic = bench.nic(0, &Options { features: SENDS, ..Options::new(mac(0)) });
     let socket = netns.run(|| UdpSocket::bind((DST, 0)).unwrap());
     socket.set_read_timeout(Some(common::DEADLINE)).unwrap();

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::{BROADCAST, Bench, Nic, Options, PortOptions, eventually, frame, mac, udp};
-use datapath::{BridgeSpec, Config, Datapath, Error, PortIo, PortSpec};
-use switch::{DropReason, Role, VlanMode};
+use datapath::{BridgeSpec, Config, Datapath, Error, PortIo};
+use switch::{DropReason, Role};
 use uuid::Uuid;
 use wire::VirtioNetHdr;
 
@@ -218,21 +218,7 @@ fn a_tap_queue_moves_without_losing_frames() {
     let queues = netns.run(|| datapath::port::tap::open_tap("tap0", 2)).unwrap();
     netns.ip("addr add 192.0.2.1/24 dev tap0");
     netns.ip("link set tap0 up");
-    let tap = Uuid::new_v4();
-    bench
-        .datapath
-        .add_port(PortSpec {
-            id: tap,
-            name: "tap".to_owned(),
-            bridge: bench.bridge,
-            mac: wire::MacAddr::ZERO,
-            role: Role::Guest,
-            vlan: VlanMode::transparent(),
-            isolated: false,
-            mtu: 1500,
-            io: PortIo::Tap { queues },
-        })
-        .unwrap();
+    let tap = bench.add_kernel(Role::Guest, PortIo::Tap { queues });
     let mut nic = card(&bench, 0, 1);
     let [one, two] = [0, 1].map(|queue| worker_of(&bench.datapath, tap, queue).unwrap());
     assert_ne!(one, two, "each worker has a queue");

@@ -273,7 +273,7 @@ pub(crate) struct PortAdd {
     pub(crate) connect: Option<PathBuf>,
     /// Pairs of queues of the vhost-user port
     #[arg(long, value_name = "N", conflicts_with_all = ["netns", "tap", "dev"], default_value_t = 1,
-        value_parser = clap::value_parser!(u16).range(1..=16), help_heading = "Kind of port")]
+        value_parser = clap::value_parser!(u16).range(1..=i64::from(api::MAX_QUEUE_PAIRS)), help_heading = "Kind of port")]
     pub(crate) queues: u16,
 
     #[command(flatten, next_help_heading = "Access to the socket")]

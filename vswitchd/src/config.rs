@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use api::MAX_QUEUE_PAIRS;
 use clap::{Parser, ValueEnum};
 use serde::Deserialize;
 use switch::{BridgeConfig, Fdb};
@@ -376,8 +377,11 @@ impl Config {
         if self.hub_guests > 4096 {
             return value("hub.guests", "must be from 0 to 4096");
         }
-        if !(1..=16).contains(&self.hub_queue_pairs) {
-            return value("hub.queue_pairs", "must be from 1 to 16");
+        if !(1..=MAX_QUEUE_PAIRS).contains(&self.hub_queue_pairs) {
+            return Err(ConfigError::Value {
+                key: "hub.queue_pairs",
+                message: format!("must be from 1 to {MAX_QUEUE_PAIRS}"),
+            });
         }
         crate::log::filter(&self.log_level)
             .map_err(|message| ConfigError::Value { key: "log.level", message })?;

@@ -7,4 +7,4 @@ pub mod packet;
 pub mod tap;
 pub(crate) mod vhost_user;
 
-pub use vhost_user::ControlQueue;
+pub use vhost_user::{ControlQueue, MAX_PAIRS};

@@ -110,6 +110,25 @@ impl Bench {
             .unwrap();
     }
 
+    /// A port of another kind than vhost-user, which is not counted among the bench's own.
+    pub(crate) fn add_kernel(&self, role: Role, io: PortIo) -> Uuid {
+        let id = Uuid::new_v4();
+        self.datapath
+            .add_port(PortSpec {
+                id,
+                name: "kernel".to_owned(),
+                bridge: self.bridge,
+                mac: MacAddr::ZERO,
+                role,
+                vlan: VlanMode::transparent(),
+                isolated: false,
+                mtu: 1500,
+                io,
+            })
+            .unwrap();
+        id
+    }
+
     pub(crate) fn path(&self, port: usize) -> PathBuf {
         self.dir.path().join(format!("port{port}"))
     }

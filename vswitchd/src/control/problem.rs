@@ -35,10 +35,7 @@ pub(super) fn unread(code: Code, limit: usize, rejection: &BytesRejection) -> Fa
     let status = rejection.status();
     if status != StatusCode::PAYLOAD_TOO_LARGE {
         let problem = Problem::new(code, rejection.body_text());
-        return Failure(Problem {
-            remedy: Some("send the whole body, at once".to_owned()),
-            ..problem
-        });
+        return Failure(problem.with_remedy("send the whole body, at once"));
     }
     let mut problem = Problem::new(code, format!("the document is larger than {limit} bytes"));
     problem.status = status.as_u16();

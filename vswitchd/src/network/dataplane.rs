@@ -15,6 +15,9 @@ use super::problem;
 use super::profile::Forwarding;
 use super::services::Trap;
 
+// What the API promises is what the switch can do.
+const _: () = assert!(api::MAX_QUEUE_PAIRS == datapath::port::MAX_PAIRS);
+
 /// How long an address is remembered that is not seen any more (as Linux bridges do).
 const AGEING: Duration = Duration::from_secs(300);
 /// Frames that may wait for an engine.

@@ -9,8 +9,7 @@ use switch::VlanMode;
 use uuid::Uuid;
 use wire::Vid;
 
-use super::problem::{about, not_active};
-use super::tables::Network;
+use super::problem::about;
 use super::undo::Undo;
 use super::{Manager, Operation, profile};
 
@@ -57,8 +56,7 @@ impl Manager {
     ) -> Result<FdbEntry, Problem> {
         let (network, port, name, mode) = {
             let tables = self.tables();
-            let network = tables.network(wanted)?;
-            let Some(live) = &network.live else { return Err(not_active(&network.name)) };
+            let (network, live) = tables.active(wanted)?;
             let port = tables.port(&entry.port)?;
             let document = &port.document;
             if document.network != network.uuid {
@@ -70,20 +68,20 @@ impl Manager {
                 let title = format!("port '{}' is not in the switch now", document.name);
                 let remedy = format!("`netctl port-info {}` says why", document.name);
                 let problem = about(Code::InvalidArgument, &document.name, title);
-                return Err(Problem { remedy: Some(remedy), ..problem });
+                return Err(problem.with_remedy(remedy));
             }
             let forwarding = profile::resolve(&live.definition, &document.profile)?;
             (network.uuid, document.uuid, document.name.clone(), forwarding.vlan)
         };
         if !entry.mac.is_station() {
             let title = format!("{} cannot have an entry", entry.mac);
-            return Err(Problem {
-                remedy: Some("give the address of one station, not of a group".to_owned()),
-                ..about(Code::InvalidArgument, &entry.mac.to_string(), title)
-            });
+            return Err(about(Code::InvalidArgument, &entry.mac.to_string(), title)
+                .with_remedy("give the address of one station, not of a group"));
         }
         let vlan = vlan_of(&entry, &name, &mode)?;
-        self.not_the_gateways(network, |found| (found.mac, found.vlan) == (entry.mac, vlan))?;
+        let there = self.dataplane.fdb(network);
+        let meant = there.iter().filter(|found| (found.mac, found.vlan) == (entry.mac, vlan));
+        not_the_gateways(network, meant)?;
         self.dataplane.fdb_add(network, entry.mac, vlan, port).await?;
         tracing::info!(port = %name, mac = %entry.mac, vlan, "static entry added");
         Ok(FdbEntry { port: name, vlan, mac: entry.mac, age: None })
@@ -99,72 +97,52 @@ impl Manager {
         wanted: &str,
         which: FdbRemove,
     ) -> Result<FdbRemoved, Problem> {
-        let network = {
-            let tables = self.tables();
-            let network: &Network = tables.network(wanted)?;
-            if network.live.is_none() {
-                return Err(not_active(&network.name));
-            }
-            network.uuid
-        };
+        let network = self.tables().active(wanted)?.0.uuid;
         let Some(mac) = which.mac else {
             if which.vlan.is_some() {
-                let title = "a VLAN without a MAC address";
-                return Err(Problem {
-                    remedy: Some("say which address, too".to_owned()),
-                    ..Problem::new(Code::InvalidArgument, title)
-                });
+                let problem = Problem::new(Code::InvalidArgument, "a VLAN without a MAC address");
+                return Err(problem.with_remedy("say which address, too"));
             }
             let entries = self.dataplane.fdb_flush(network).await?;
             return Ok(FdbRemoved { entries });
         };
-        let meant = |found: &datapath::FdbEntry| {
-            found.mac == mac && which.vlan.is_none_or(|vlan| vlan == found.vlan)
-        };
-        self.not_the_gateways(network, meant)?;
+        let mut meant = self.dataplane.fdb(network);
+        meant.retain(|found| found.mac == mac && which.vlan.is_none_or(|vlan| vlan == found.vlan));
+        not_the_gateways(network, &meant)?;
         let mut entries = 0;
-        for found in self.dataplane.fdb(network).into_iter().filter(meant) {
+        for found in meant {
             entries += usize::from(self.dataplane.fdb_del(network, mac, found.vlan).await?);
         }
         if entries == 0 {
             let vlan = which.vlan.map(|vlan| format!(" in VLAN {vlan}")).unwrap_or_default();
             let title = format!("Entry not found: no entry for {mac}{vlan}");
-            return Err(Problem {
-                remedy: Some(format!("`netctl fdb-show {wanted}` lists those that there are")),
-                ..about(Code::FdbEntryNotFound, &mac.to_string(), title)
-            });
+            return Err(about(Code::FdbEntryNotFound, &mac.to_string(), title)
+                .with_remedy(format!("`netctl fdb-show {wanted}` lists those that there are")));
         }
         Ok(FdbRemoved { entries })
     }
+}
 
-    /// The gateway's own static entry keeps guests from taking its address.
-    fn not_the_gateways(
-        &self,
-        network: Uuid,
-        meant: impl Fn(&datapath::FdbEntry) -> bool,
-    ) -> Result<(), Problem> {
-        let entries = self.dataplane.fdb(network);
-        let own = |entry: &&datapath::FdbEntry| entry.port == network && entry.age.is_none();
-        match entries.iter().filter(own).find(|entry| meant(entry)) {
-            Some(entry) => Err(Problem {
-                remedy: Some("its entry goes when the network is stopped".to_owned()),
-                ..about(
-                    Code::InvalidArgument,
-                    &entry.mac.to_string(),
-                    format!("{} is the address of the network's gateway", entry.mac),
-                )
-            }),
-            None => Ok(()),
+/// The gateway's own static entry keeps guests from taking its address; it is not among the entries that are `meant`.
+fn not_the_gateways<'e>(
+    network: Uuid,
+    meant: impl IntoIterator<Item = &'e datapath::FdbEntry>,
+) -> Result<(), Problem> {
+    let own = |entry: &&datapath::FdbEntry| entry.port == network && entry.age.is_none();
+    match meant.into_iter().find(own) {
+        Some(entry) => {
+            let title = format!("{} is the address of the network's gateway", entry.mac);
+            Err(about(Code::InvalidArgument, &entry.mac.to_string(), title)
+                .with_remedy("its entry goes when the network is stopped"))
         }
+        None => Ok(()),
     }
 }
 
 /// The VLAN that is meant: without one, that of the port's untagged frames.
 fn vlan_of(entry: &FdbAdd, port: &str, mode: &VlanMode) -> Result<u16, Problem> {
-    let refused = |title: String, remedy: &str| Problem {
-        remedy: Some(remedy.to_owned()),
-        ..about(Code::InvalidArgument, port, title)
-    };
+    let refused =
+        |title: String, remedy: &str| about(Code::InvalidArgument, port, title).with_remedy(remedy);
     let Some(vlan) = entry.vlan else {
         return mode.untagged_vlan().map(Vid::value).ok_or_else(|| {
             let title = format!("port '{port}' has no VLAN for untagged frames");

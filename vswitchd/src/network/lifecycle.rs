@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::commit::Write;
 use super::definition::{self, Document};
 use super::hub::forget_guests;
-use super::problem::{about, already_active, not_active};
+use super::problem::{about, already_active};
 use super::start::{Mode, Started};
 use super::tables::{Network, Tables};
 use super::undo::Undo;
@@ -140,10 +140,7 @@ impl Manager {
     pub async fn destroy(&self, _operation: &Operation<'_>, wanted: &str) -> Result<(), Problem> {
         let (uuid, name, persistent) = {
             let tables = self.tables();
-            let network = tables.network(wanted)?;
-            if network.live.is_none() {
-                return Err(not_active(&network.name));
-            }
+            let (network, _) = tables.active(wanted)?;
             (network.uuid, network.name.clone(), network.persistent.is_some())
         };
         // The run state goes first: a crash in between must not bring back half a network. The

@@ -4,7 +4,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use api::{
-    Code, EventKind, PortAdd, PortInfo, PortKind, PortSet, PortState, Problem, SocketAccess,
+    Code, EventKind, MAX_QUEUE_PAIRS, PortAdd, PortInfo, PortKind, PortSet, PortState, Problem,
+    SocketAccess,
 };
 use uuid::Uuid;
 
@@ -28,7 +29,7 @@ fn is_port_name(name: &str) -> bool {
 }
 
 fn invalid(object: &str, title: String, remedy: &str) -> Problem {
-    Problem { remedy: Some(remedy.to_owned()), ..about(Code::InvalidArgument, object, title) }
+    about(Code::InvalidArgument, object, title).with_remedy(remedy)
 }
 
 fn check_ifname(name: &str) -> Result<(), Problem> {
@@ -162,10 +163,7 @@ impl Manager {
                     "choose another name, or remove it: netctl port-del {}",
                     port.document.name
                 );
-                return Err(Problem {
-                    remedy: Some(remedy),
-                    ..about(Code::PortExists, &port.document.name, title)
-                });
+                return Err(about(Code::PortExists, &port.document.name, title).with_remedy(remedy));
             }
         }
         // The UUIDs of networks name their gateway interfaces and ports.
@@ -189,11 +187,11 @@ impl Manager {
                 };
                 let access = self.access(access)?;
                 access.check_host(&path).map_err(|error| problem::socket(&error))?;
-                if !(1..=16).contains(queue_pairs) {
+                if !(1..=MAX_QUEUE_PAIRS).contains(queue_pairs) {
                     return Err(invalid(
                         name,
                         format!("{queue_pairs} queue pairs are not possible"),
-                        "use 1 to 16",
+                        &format!("use 1 to {MAX_QUEUE_PAIRS}"),
                     ));
                 }
                 Ok(())

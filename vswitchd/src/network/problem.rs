@@ -17,27 +17,20 @@ pub(crate) fn about(code: Code, object: &str, title: impl Into<String>) -> Probl
 pub(crate) fn network_not_found(wanted: &str) -> Problem {
     let kind = if Uuid::try_parse(wanted).is_ok() { "uuid" } else { "name" };
     let title = format!("Network not found: no network with matching {kind} '{wanted}'");
-    Problem {
-        remedy: Some("`netctl net-list --all` lists the networks".to_owned()),
-        ..about(Code::NetworkNotFound, wanted, title)
-    }
+    about(Code::NetworkNotFound, wanted, title)
+        .with_remedy("`netctl net-list --all` lists the networks")
 }
 
 pub(crate) fn port_not_found(wanted: &str) -> Problem {
     let kind = if Uuid::try_parse(wanted).is_ok() { "UUID" } else { "name" };
     let title = format!("Port not found: no port with matching {kind} '{wanted}'");
-    Problem {
-        remedy: Some("`netctl port-list` lists the ports".to_owned()),
-        ..about(Code::PortNotFound, wanted, title)
-    }
+    about(Code::PortNotFound, wanted, title).with_remedy("`netctl port-list` lists the ports")
 }
 
 pub(crate) fn not_active(network: &str) -> Problem {
     let title = format!("Requested operation is not valid: network '{network}' is not active");
-    Problem {
-        remedy: Some(format!("start it: netctl net-start {network}")),
-        ..about(Code::NetworkInactive, network, title)
-    }
+    about(Code::NetworkInactive, network, title)
+        .with_remedy(format!("start it: netctl net-start {network}"))
 }
 
 pub(crate) fn already_active(network: &str) -> Problem {

@@ -21,16 +21,6 @@ fn vid(value: u16) -> Result<Vid, Problem> {
     })
 }
 
-trait WithRemedy {
-    fn with_remedy(self, remedy: &str) -> Self;
-}
-
-impl WithRemedy for Problem {
-    fn with_remedy(self, remedy: &str) -> Self {
-        Self { remedy: Some(remedy.to_owned()), ..self }
-    }
-}
-
 fn of_api(vlan: &api::Vlan) -> Result<VlanMode, Problem> {
     match vlan {
         api::Vlan::Access(value) => Ok(VlanMode::Access(vid(*value)?)),
@@ -81,7 +71,7 @@ pub(super) fn resolve(
                     format!("it has {}", names.join(", "))
                 };
                 let title = format!("network '{}' has no portgroup '{name}'", network.name);
-                about(Code::InvalidArgument, name, title).with_remedy(&remedy)
+                about(Code::InvalidArgument, name, title).with_remedy(remedy)
             })?)
         }
         None => network.portgroups.iter().find(|group| group.default),

@@ -78,6 +78,13 @@ impl Tables {
             .ok_or_else(|| problem::network_not_found(wanted))
     }
 
+    /// A network that is active, and what is live of it.
+    pub(super) fn active(&self, wanted: &str) -> Result<(&Network, &Live), Problem> {
+        let network = self.network(wanted)?;
+        let live = network.live.as_ref().ok_or_else(|| problem::not_active(&network.name))?;
+        Ok((network, live))
+    }
+
     pub(super) fn network_named(&self, name: &str) -> Option<&Network> {
         self.networks.values().find(|network| network.name == name)
     }

@@ -28,6 +28,6 @@ pub use control_queue::ControlQueue;
 pub(crate) use queue::VhostPort;
 
 /// Queue pairs that a port can offer.
-pub(crate) const MAX_PAIRS: u16 = 16;
+pub const MAX_PAIRS: u16 = 16;
 /// The largest ring that is accepted, in descriptors: what virtio allows.
 pub(crate) const MAX_RING: u16 = 32_768;
